@@ -1,0 +1,142 @@
+"""
+From a storage to an open file, in the order that the format asks for (MS-VHDX 2.3.3).
+
+Identifier, headers, log, region tables, metadata, BAT.  Nothing behind the headers may be read
+before the log has been replayed, because the log may rewrite it; here that happens in an `Overlay`
+and the file stays as it is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from pyvhdx._core.bat import BlockAllocationTable
+from pyvhdx._core.blocks import BlockMap
+from pyvhdx._core.findings import corrupt
+from pyvhdx._core.geometry import Geometry
+from pyvhdx._core.headers import CurrentHeader, choose_header
+from pyvhdx._core.log_reader import Replay, Ring, read_log
+from pyvhdx._core.metadata import Metadata, read_metadata
+from pyvhdx._core.regions import Regions, Span, read_regions
+from pyvhdx.errors import LogPendingError, NotVHDXError
+from pyvhdx.format import constants as c
+from pyvhdx.format.foreign import FOOTER_SIZE, HEAD_SIZE, recognise
+from pyvhdx.format.header import is_valid_header
+from pyvhdx.format.identifier import FileIdentifier, decode_creator
+from pyvhdx.storage import Overlay
+
+if TYPE_CHECKING:
+    from pyvhdx.errors import Finding
+    from pyvhdx.format.header import Header
+    from pyvhdx.storage import Storage
+
+
+class OpenFile(NamedTuple):
+    """One file, ready to read: `storage` shows it with its log replayed."""
+
+    storage: Storage
+    creator: str
+    header: Header
+    regions: Regions
+    metadata: Metadata
+    geometry: Geometry
+    bat: BlockAllocationTable
+    blocks: BlockMap
+    replay: Replay | None
+    findings: list[Finding]
+
+
+def open_file(storage: Storage, *, replay_log: bool = True) -> OpenFile:
+    """
+    Read what every later read depends on; raise `ImageError` for what is wrong with it.
+
+    Without *replay_log* a log that holds anything raises `LogPendingError`.
+    """
+    creator = read_identifier(storage)
+    current = read_headers(storage)
+    header = current.header
+    replay = None
+    if header.log_guid != c.ZERO_GUID:
+        replay = replay_of(storage, header)
+        if replay.entries and not replay_log:
+            raise LogPendingError(
+                f"{len(replay.entries)} entries of the log are to be replayed first",
+                "LOG-PENDING", "log", header.log_offset, "2.3.3",
+            )  # fmt: skip
+    shown = overlay_of(storage, replay)
+    regions = regions_of(shown, header)
+    metadata = read_metadata(regions.metadata, shown.read_at)
+    geometry = Geometry(metadata.size, metadata.block_size, metadata.logical_sector_size)
+    bat = BlockAllocationTable(shown.read_at, regions.bat, geometry, differencing=metadata.has_parent)
+    taken = [Span(entry.file_offset, entry.end, "region") for entry in regions.entries]
+    blocks = BlockMap(
+        geometry, bat, shown.read_at, shown.size(), [*taken, log_span(header)], differencing=metadata.has_parent
+    )
+    findings = [
+        *current.findings,
+        *(replay.findings if replay else ()),
+        *regions.findings,
+        *metadata.findings,
+    ]
+    return OpenFile(shown, creator, header, regions, metadata, geometry, bat, blocks, replay, findings)
+
+
+def read_identifier(storage: Storage) -> str:
+    """Return the creator; raise `NotVHDXError` for a file that is something else."""
+    head = storage.read_at(HEAD_SIZE, 0)
+    size = storage.size()
+    if not head.startswith(c.IDENTIFIER_SIGNATURE):
+        if any(is_valid_header(data) for data in _header_copies(storage)):
+            raise corrupt(
+                "IDENTIFIER", "file identifier", 0, "2.2.1",
+                f"the signature is {head[:8]!r}, not 'vhdxfile', and a header follows that is right",
+            )  # fmt: skip
+        raise NotVHDXError(_what_it_is(storage, head, size), "NOT-VHDX", "file identifier", 0, "2.2.1")
+    if size < c.HEADER_SECTION_SIZE:
+        raise corrupt("FILE-SIZE", "file", size, "2.1", f"the file ends after {size} bytes, inside the header section")
+    return decode_creator(FileIdentifier.parse(head).creator)
+
+
+def _what_it_is(storage: Storage, head: bytes, size: int) -> str:
+    if size == 0:
+        return "the file is empty"
+    footer = storage.read_at(FOOTER_SIZE, max(0, size - FOOTER_SIZE))
+    known = recognise(head, footer, storage.name)
+    if known is None:
+        return f"it begins with {head[:8]!r} instead of 'vhdxfile', and nothing else is recognised"
+    return f"it is {known[0]}"
+
+
+def read_headers(storage: Storage) -> CurrentHeader:
+    """Return the current header."""
+    return choose_header(_header_copies(storage), storage.size())
+
+
+def _header_copies(storage: Storage) -> tuple[bytes, bytes]:
+    first, second = (storage.read_at(c.HEADER_SIZE, offset) for offset in c.HEADER_OFFSETS)
+    return first, second
+
+
+def replay_of(storage: Storage, header: Header) -> Replay:
+    """Return what a replay of the log that *header* names would do."""
+    ring = Ring(storage.read_at, header.log_offset, header.log_length)
+    return read_log(ring, header.log_guid, storage.size())
+
+
+def overlay_of(storage: Storage, replay: Replay | None) -> Storage:
+    """Return the file as it is after the replay."""
+    if replay is None or not replay.entries:
+        return storage
+    return Overlay(storage, replay.pages, replay.zeroed, replay.size, c.LOG_SECTOR_SIZE)
+
+
+def regions_of(storage: Storage, header: Header) -> Regions:
+    """Return the regions of a file whose log has been replayed."""
+    first, second = (storage.read_at(c.REGION_TABLE_SIZE, offset) for offset in c.REGION_TABLE_OFFSETS)
+    in_use = header.log_guid != c.ZERO_GUID
+    return read_regions((first, second), log_span(header), log_in_use=in_use, file_size=storage.size())
+
+
+def log_span(header: Header) -> Span:
+    """Return the range that the log takes, empty where there is none."""
+    return Span(header.log_offset, header.log_offset + header.log_length, "log")

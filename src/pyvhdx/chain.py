@@ -1,0 +1,308 @@
+"""
+Opening an image, and finding, opening and verifying its parents.
+
+A parent locator is untrusted input.  A relative path is followed; absolute ones only into folders
+that the caller allows; every candidate must be a regular file, have the DataWriteGuid that the
+child remembers and the child's logical sector size.  The first one that fits is the parent.
+"""
+
+from __future__ import annotations
+
+import io
+import ntpath
+import os
+import posixpath
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+from pyvhdx._core.locator import ParentLocator, read_locator
+from pyvhdx._core.parent_paths import Candidate, candidates
+from pyvhdx.errors import (
+    ImageError,
+    LockedError,
+    LogPendingError,
+    ParentCycleError,
+    ParentError,
+    ParentMismatchError,
+    ParentNotFoundError,
+    RequestError,
+)
+from pyvhdx.format.constants import IDENTIFIER_SIGNATURE, MAX_CHAIN_DEPTH, PARENT_LOCATOR, ZERO_GUID
+from pyvhdx.image import VHDXImage
+from pyvhdx.storage import LocalFile, open_file_object, open_local
+from pyvhdx.storage.locks import READER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from uuid import UUID
+
+    from pyvhdx._types import PathLike, Source
+    from pyvhdx.storage import Storage
+
+ParentChoice: TypeAlias = "Literal['auto', False] | PathLike | VHDXImage | Callable[[ParentLocator], Any]"
+
+_MODES = {"r": "r", "rb": "r", "r+": "r+", "r+b": "r+", "rb+": "r+"}
+_FLAVOUR = ntpath if os.name == "nt" else posixpath
+
+
+class _Options(NamedTuple):
+    """How the members of a chain are found and opened."""
+
+    search: tuple[str, ...]
+    allow_absolute: tuple[str, ...]
+    within: str | None
+    verify_parent: bool
+    log: str
+    lock: bool
+
+
+def open(
+    source: Source,
+    mode: str = "r",
+    *,
+    parent: ParentChoice = "auto",
+    search: Iterable[PathLike] = (),
+    allow_absolute: Iterable[PathLike] = (),
+    within: PathLike | None = None,
+    verify_parent: bool = True,
+    log: str = "auto",
+    lock: bool = True,
+) -> VHDXImage:
+    """
+    Open a VHDX image, with the parents that it needs, and return it as a file-like object.
+
+    *source* is a path or a seekable binary file object, which is never closed here.  *mode* is
+    ``"r"`` (``"rb"`` means the same); ``"r+"`` is not there yet.
+
+    *parent*: ``"auto"`` follows the parent locator (MS-VHDX 2.6.2.6); a path or an open `VHDXImage`
+    is taken instead; a callable gets the `ParentLocator` of each child in turn and returns a path,
+    a file object or None; False opens the file alone.  *search* names more folders in which the
+    parent's file name is looked for.  Absolute paths of a locator are followed only into the
+    folders named in *allow_absolute*; with *within* every parent's real path must lie in that
+    folder.  A parent must have the DataWriteGuid that the child remembers, unless *verify_parent*
+    is False.
+
+    *log*: ``"auto"`` replays a pending log in memory and leaves the file as it is; ``"refuse"``
+    raises `LogPendingError`.  *lock* takes a reader's lock on every file, where the system has the
+    locks that QEMU uses (Linux).
+
+    Raises `NotVHDXError`, `CorruptImageError`, `UnsupportedImageError`, `LogPendingError`,
+    `ParentNotFoundError`, `ParentMismatchError`, `ParentCycleError`, `LockedError`, `RequestError`,
+    and `OSError` where a file cannot be opened or read.
+    """
+    if _MODES.get(mode) is None:
+        raise RequestError(f'mode is {mode!r}, and must be "r" or "r+"')
+    if _MODES[mode] == "r+":
+        raise io.UnsupportedOperation("this version of pyvhdx opens images for reading only")
+    if log not in ("auto", "refuse"):
+        raise RequestError(f'log is {log!r}, and must be "auto" or "refuse"')
+    options = _Options(
+        search=tuple(os.path.abspath(folder) for folder in search),
+        allow_absolute=tuple(os.path.realpath(folder) for folder in allow_absolute),
+        within=None if within is None else os.path.realpath(within),
+        verify_parent=verify_parent,
+        log=log,
+        lock=lock,
+    )
+    image = _open_file(source, options)
+    try:
+        if parent is not False:
+            _attach_parents(image, parent, options)
+    except BaseException:
+        image.close()
+        raise
+    if isinstance(source, (str, os.PathLike)):
+        image._reopen = (_unpickle, (os.path.abspath(source), parent, options))
+    return image
+
+
+def _unpickle(path: str, parent: ParentChoice, options: _Options, position: int) -> VHDXImage:
+    image = open(path, parent=parent, **options._asdict())
+    image.seek(position)
+    return image
+
+
+def is_vhdx(source: Source) -> bool:
+    """
+    Return whether *source*, a path or a binary file object, begins like a VHDX file.
+
+    Eight bytes are read, and the position of a file object is restored.  Raises `OSError` for a
+    file that cannot be opened.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        file = open_local(source)
+        try:
+            return file.read_at(8, 0) == IDENTIFIER_SIGNATURE
+        finally:
+            file.close()
+    position = source.tell()
+    try:
+        source.seek(0)
+        return bool(source.read(8) == IDENTIFIER_SIGNATURE)
+    finally:
+        source.seek(position)
+
+
+def _open_file(source: Source, options: _Options, *, devices: bool = True) -> VHDXImage:
+    if isinstance(source, (str, os.PathLike)):
+        storage: Storage = open_local(source, devices=devices)
+    else:
+        storage = open_file_object(source)
+    if options.lock and isinstance(storage, LocalFile):
+        try:
+            storage.lock(READER)
+        except BaseException:
+            storage.close()
+            raise
+    return VHDXImage._open(storage, replay_log=options.log == "auto")
+
+
+def _attach_parents(image: VHDXImage, choice: ParentChoice, options: _Options) -> None:
+    """Open parent after parent until one has none; in a loop, because a chain may be deep."""
+    given = not callable(choice) and choice != "auto"
+    if given and image.kind != "differencing":
+        raise RequestError(f"{image.name} is no differencing image, and has no parent to name")
+    chain = [image]
+    while chain[-1].kind == "differencing":
+        if len(chain) > MAX_CHAIN_DEPTH:
+            raise ParentCycleError(f"{image.name}: the chain is deeper than {MAX_CHAIN_DEPTH} parents")
+        child = chain[-1]
+        if given and child is not image:
+            choice = "auto"
+        if isinstance(choice, VHDXImage):
+            choice._check_open()
+            problem = _problem(child, choice, chain, options)
+            if problem is not None:
+                raise problem
+            child._parent = choice
+            return
+        parent = _find(child, choice, chain, options)
+        child._parent, child._owns_parent = parent, True
+        chain.append(parent)
+
+
+def _find(child: VHDXImage, choice: ParentChoice, chain: list[VHDXImage], options: _Options) -> VHDXImage:
+    """Return the first candidate that opens and fits; else raise what the candidates add up to."""
+    tried: list[tuple[str, str]] = []
+    problems: list[ParentError] = []
+    cause: BaseException | None = None
+    for candidate in _candidates(child, choice, options):
+        label, source = candidate
+        try:
+            parent = _open_candidate(source, options)
+        except (LockedError, LogPendingError):
+            raise
+        except (OSError, ImageError, ValueError) as error:
+            tried.append((label, getattr(error, "strerror", None) or str(error)))
+            cause = error
+            continue
+        problem = _problem(child, parent, chain, options)
+        if problem is None:
+            return parent
+        parent.close()
+        tried.append((label, problem.message))
+        problems.append(problem)
+    for kind in (ParentCycleError, ParentMismatchError):
+        for problem in problems:
+            if isinstance(problem, kind):
+                problem.tried = tuple(tried)
+                raise problem
+    raise ParentNotFoundError(f"{child.name}: its parent was not found", tuple(tried)) from cause
+
+
+class _Refused(ValueError):
+    """A candidate that is not even looked at."""
+
+
+def _candidates(child: VHDXImage, choice: ParentChoice, options: _Options) -> Iterator[tuple[str, Any]]:
+    """Yield (what the candidate is called, what to open); a `Candidate` is subject to the policy."""
+    if callable(choice):
+        yield "the parent callable", choice(_locator(child))
+    elif choice != "auto":
+        yield str(choice), Candidate(str(choice), os.fspath(choice), absolute=False)  # type: ignore[arg-type]  # a path: open() was given one
+    else:
+        for candidate in candidates(_locator(child), _folders(child), options.search, _FLAVOUR):
+            yield candidate.path or candidate.text, candidate
+
+
+def _open_candidate(source: Any, options: _Options) -> VHDXImage:
+    if source is None:
+        raise _Refused("it has none to give")
+    if isinstance(source, (str, os.PathLike)):
+        source = Candidate(str(source), os.fspath(source), absolute=False)
+    if not isinstance(source, Candidate):
+        return _open_file(source, options)
+    if source.path is None:
+        raise _Refused(source.why)
+    real = os.path.realpath(source.path)
+    if source.absolute and not any(_lies_in(real, folder) for folder in options.allow_absolute):
+        raise _Refused("an absolute path, and allow_absolute does not name its folder")
+    if options.within is not None and not _lies_in(real, options.within):
+        raise _Refused(f"it lies outside {options.within}")
+    image = _open_file(real, options, devices=False)
+    image._reopen = (_unpickle, (real, "auto", options))
+    return image
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    try:
+        return os.path.commonpath([path, folder]) == folder
+    except ValueError:  # on another drive
+        return False
+
+
+def _folders(child: VHDXImage) -> list[str]:
+    """Return the folders that the child's relative path may start from; none for a nameless file object."""
+    if not isinstance(child._raw, LocalFile):
+        return []
+    try:
+        if not os.path.samestat(os.stat(child.name), child._raw.status()):
+            return []
+    except (OSError, ValueError):
+        return []
+    folders = [os.path.dirname(os.path.abspath(child.name)), os.path.dirname(os.path.realpath(child.name))]
+    return list(dict.fromkeys(folders))
+
+
+def _locator(child: VHDXImage) -> ParentLocator:
+    system = child._file.metadata.system
+    try:
+        return read_locator(system[PARENT_LOCATOR], system.place(PARENT_LOCATOR))
+    except ImageError as error:
+        error.name = child.name
+        raise
+
+
+def _problem(
+    child: VHDXImage, parent: VHDXImage, chain: list[VHDXImage], options: _Options
+) -> ParentCycleError | ParentMismatchError | None:
+    """Return why *parent* cannot be the parent of *child*, the last of *chain*."""
+    if any(_is_same(parent, member) for member in chain):
+        return ParentCycleError(f"{child.name}: {parent.name} is its own descendant")
+    if child.logical_sector_size != parent.logical_sector_size:
+        return ParentMismatchError(
+            f"{parent.name} has sectors of {parent.logical_sector_size} bytes, and its child {child.name} of "
+            f"{child.logical_sector_size}",
+            child.logical_sector_size,
+            parent.logical_sector_size,
+        )
+    if options.verify_parent:
+        expected: tuple[UUID, ...] = _locator(child).linkages
+        if parent.data_write_guid not in expected:
+            return ParentMismatchError(
+                f"{parent.name} is not the parent that {child.name} was made from, or was changed since: "
+                f"its DataWriteGuid is {parent.data_write_guid}, and the child names "
+                f"{' or '.join(map(str, expected))}",
+                expected[0],
+                parent.data_write_guid,
+            )
+    return None
+
+
+def _is_same(one: VHDXImage, other: VHDXImage) -> bool:
+    if isinstance(one._raw, LocalFile) and isinstance(other._raw, LocalFile):
+        if os.path.samestat(one._raw.status(), other._raw.status()):
+            return True
+    elif one._raw is other._raw:
+        return True
+    return one.file_write_guid == other.file_write_guid != ZERO_GUID

@@ -1,0 +1,483 @@
+"""An open VHDX image: a file-like object over one file and its parents."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import warnings
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyvhdx._core.blocks import Kind, Segment
+from pyvhdx._core.opening import open_file
+from pyvhdx.errors import CorruptImageError, Finding, ImageError, ParentNotFoundError, RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from uuid import UUID
+
+    from pyvhdx._core.opening import OpenFile
+    from pyvhdx._types import Buffer
+    from pyvhdx.storage import Storage
+
+_ZEROS = memoryview(bytes(1 << 20))
+
+
+class Extent(NamedTuple):
+    """
+    A range of the virtual disk, in bytes, and who decides what it reads as.
+
+    `kind` is ``"data"`` for bytes stored in a file of the chain, ``"zero"`` where the deciding
+    entry is ZERO, UNMAPPED or UNDEFINED, ``"absent"`` where no file decides; the last two read as
+    zeros.  `depth` is the deciding file, 0 for the image itself and for ``"absent"`` the last of
+    the chain; `file_offset` is where the bytes lie in it, None unless the kind is ``"data"``.
+    """
+
+    offset: int
+    length: int
+    kind: str
+    depth: int
+    file_offset: int | None
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """
+    What can be said of an image without reading its data; sizes in bytes.
+
+    `allocated_size` is what the file takes on its medium, `parent_locator` the keys and values as
+    they stand in the file, `warnings` what the open tolerated.
+    """
+
+    name: str
+    kind: str
+    virtual_size: int
+    file_size: int
+    allocated_size: int
+    block_size: int
+    logical_sector_size: int
+    physical_sector_size: int
+    creator: str
+    disk_id: UUID
+    file_write_guid: UUID
+    data_write_guid: UUID
+    log_pending: bool
+    log_offset: int
+    log_length: int
+    parent: str | None
+    parent_locator: dict[str, str] | None
+    warnings: list[Finding] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values that JSON can hold."""
+        plain = asdict(self)
+        for name in ("disk_id", "file_write_guid", "data_write_guid"):
+            plain[name] = str(plain[name])
+        return plain
+
+
+class VHDXImage(io.RawIOBase):
+    """
+    A virtual disk as a binary file; made by `pyvhdx.open` and `pyvhdx.create`.
+
+    `pread`, `preadinto` and `extents` may be called from many threads at once and read in parallel;
+    `read`, `readinto` and `seek` share one position.  Every offset and size is in bytes.  On a
+    closed image they raise `ValueError`; what cannot be read right raises `ImageError`, and data of
+    a parent that was not opened `ParentNotFoundError`.
+    """
+
+    mode = "r"
+
+    def __init__(self, file: OpenFile, raw: Storage, name: str) -> None:
+        self.name = name
+        self._file = file
+        self._raw = raw
+        self._storage = file.storage
+        self._parent: VHDXImage | None = None
+        self._owns_parent = False
+        self._parent_missing = "it was opened alone (parent=False)"
+        self._size = file.metadata.size
+        self._position = 0
+        self._position_lock = threading.Lock()
+        self._reopen: tuple[Any, ...] | None = None
+        # The way of most reads: a block that is wholly here, found in one look.
+        self._places = file.blocks.places
+        self._block_shift = file.geometry.block_shift
+        self._block_size = file.geometry.block_size
+        self._block_mask = file.geometry.block_size - 1
+
+    @classmethod
+    def _open(cls, storage: Storage, *, replay_log: bool) -> VHDXImage:
+        """Open one file, without its parent; the image closes *storage*, also when this raises."""
+        try:
+            return cls(open_file(storage, replay_log=replay_log), storage, storage.name)
+        except ImageError as error:
+            error.name = storage.name
+            storage.close()
+            raise
+        except BaseException:
+            storage.close()
+            raise
+
+    # -- what it is ---------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """The size of the virtual disk in bytes."""
+        return self._size
+
+    @property
+    def kind(self) -> str:
+        """``"fixed"``, ``"dynamic"`` or ``"differencing"`` (MS-VHDX 2.6.2.1)."""
+        return self._file.metadata.kind
+
+    @property
+    def block_size(self) -> int:
+        """The size of a payload block in bytes: a power of two from 1 to 256 MiB."""
+        return self._file.metadata.block_size
+
+    @property
+    def logical_sector_size(self) -> int:
+        """The sector size of the virtual disk: 512 or 4096 bytes."""
+        return self._file.metadata.logical_sector_size
+
+    @property
+    def physical_sector_size(self) -> int:
+        """The physical sector size that the disk reports: 512 or 4096 bytes."""
+        return self._file.metadata.physical_sector_size
+
+    @property
+    def disk_id(self) -> UUID:
+        """The identity of the virtual disk, which a child shares with its parent."""
+        return self._file.metadata.disk_id
+
+    @property
+    def data_write_guid(self) -> UUID:
+        """Changes whenever the content does; children remember it (MS-VHDX 2.2.2)."""
+        return self._file.header.data_write_guid
+
+    @property
+    def file_write_guid(self) -> UUID:
+        """Changes whenever anything in the file does (MS-VHDX 2.2.2)."""
+        return self._file.header.file_write_guid
+
+    @property
+    def creator(self) -> str:
+        """The program that made the file, as the file says."""
+        return self._file.creator
+
+    @property
+    def parent(self) -> VHDXImage | None:
+        """The open parent of a differencing image."""
+        return self._parent
+
+    @property
+    def chain(self) -> tuple[VHDXImage, ...]:
+        """This image, its parent, and so on down to the base."""
+        images: list[VHDXImage] = []
+        image: VHDXImage | None = self
+        while image is not None:
+            images.append(image)
+            image = image._parent
+        return tuple(images)
+
+    @property
+    def log_pending(self) -> bool:
+        """Whether a log was found and replayed in memory."""
+        return self._file.replay is not None and bool(self._file.replay.entries)
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        """What the open found wrong with this file and could tolerate."""
+        return tuple(self._file.findings)
+
+    @property
+    def metadata(self) -> Mapping[UUID, bytes]:
+        """The system items of the file, by item id (MS-VHDX 2.6)."""
+        return self._file.metadata.system
+
+    @property
+    def user_metadata(self) -> Mapping[UUID, bytes]:
+        """The user items of the file, by item id (MS-VHDX 2.6)."""
+        return self._file.metadata.user
+
+    def info(self) -> ImageInfo:
+        """Return what can be said without reading data."""
+        self._check_open()
+        file = self._file
+        locator, findings = self._locator_pairs()
+        return ImageInfo(
+            name=self.name,
+            kind=self.kind,
+            virtual_size=self._size,
+            file_size=self._raw.size(),
+            allocated_size=self._raw.allocated(),
+            block_size=self.block_size,
+            logical_sector_size=self.logical_sector_size,
+            physical_sector_size=self.physical_sector_size,
+            creator=self.creator,
+            disk_id=self.disk_id,
+            file_write_guid=self.file_write_guid,
+            data_write_guid=self.data_write_guid,
+            log_pending=self.log_pending,
+            log_offset=file.header.log_offset,
+            log_length=file.header.log_length,
+            parent=self._parent.name if self._parent is not None else None,
+            parent_locator=locator,
+            warnings=[*file.findings, *findings],
+        )
+
+    def _locator_pairs(self) -> tuple[dict[str, str] | None, list[Finding]]:
+        if not self._file.metadata.has_parent:
+            return None, []
+        from pyvhdx._core.locator import read_pairs  # noqa: PLC0415 - most images have none
+        from pyvhdx.format.constants import PARENT_LOCATOR  # noqa: PLC0415
+
+        system = self._file.metadata.system
+        try:
+            return read_pairs(system[PARENT_LOCATOR], system.place(PARENT_LOCATOR)), []
+        except ImageError as error:  # it was opened with parent=False, so nothing depends on it
+            wrong = Finding(error.code, "corrupt", error.structure, error.offset, error.section, error.message)
+            return None, [wrong]
+
+    # -- reading by position ------------------------------------------------------------------
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """
+        Return *size* bytes from *offset*; fewer where the disk ends.
+
+        Raises `RequestError` for a negative size or offset.
+        """
+        storage = self._storage
+        place = self._places.get(offset >> self._block_shift)
+        if place is not None and size > 0:
+            within = offset & self._block_mask
+            if within + size <= self._block_size and offset + size <= self._size:
+                data = storage.read_at(size, place + within)
+                if len(data) == size:
+                    return data
+        size = self._clip(offset, size)
+        buffer = bytearray(size)
+        self._read(memoryview(buffer), offset)
+        return bytes(buffer)
+
+    def preadinto(self, buffer: Buffer, offset: int) -> int:
+        """
+        Fill *buffer* from *offset* and return how many bytes there were; fewer where the disk ends.
+
+        Raises `RequestError` for a negative offset.
+        """
+        view = _bytes_of(buffer)
+        size = self._clip(offset, len(view))
+        self._read(view[:size], offset)
+        return size
+
+    def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
+        """
+        Yield the extents of a range in order, adjacent equal ones joined, up to the disk's end.
+
+        Only metadata is read, and only as far as the iterator is driven.
+        """
+        if length is None:
+            length = max(0, self._size - offset)
+        return self._extents(offset, self._clip(offset, length))
+
+    def _extents(self, offset: int, length: int) -> Iterator[Extent]:
+        joined: Extent | None = None
+        for _, depth, kind, at, run, file_offset in self._walk(offset, length):
+            place = file_offset if kind is Kind.DATA else None
+            if (
+                joined is not None
+                and (joined.kind, joined.depth) == (kind.value, depth)
+                and (joined.file_offset is None or joined.file_offset + joined.length == place)
+            ):
+                joined = joined._replace(length=joined.length + run)
+                continue
+            if joined is not None:
+                yield joined
+            joined = Extent(at, run, kind.value, depth, place)
+        if joined is not None:
+            yield joined
+
+    def _clip(self, offset: int, size: int) -> int:
+        self._check_open()
+        if offset < 0 or size < 0:
+            raise RequestError(f"offset {offset} and size {size} must not be negative")
+        return max(0, min(size, self._size - offset))
+
+    def _read(self, view: memoryview, start: int) -> None:
+        for image, _, kind, offset, length, file_offset in self._walk(start, len(view)):
+            piece = view[offset - start : offset - start + length]
+            if kind is Kind.DATA:
+                done = image._storage.read_into(piece, file_offset)
+                if done != length:
+                    raise image._cut(file_offset + done)
+            else:
+                while piece:
+                    piece[: len(_ZEROS)] = _ZEROS[: len(piece)]
+                    piece = piece[len(_ZEROS) :]
+
+    def _walk(self, offset: int, length: int) -> Iterator[tuple[VHDXImage, int, Kind, int, int, int]]:
+        """
+        Yield (image, depth, kind, offset, length, file offset) for a range inside the disk.
+
+        What an image leaves to its parent is asked of the parent, and so on, with a stack instead
+        of recursion: a chain may be deeper than Python's stack has room for.  What lies behind the
+        end of a parent reads as zeros, whatever is further down.
+        """
+        images = self.chain
+        stack = [(0, self._plan(offset, length), not self._file.metadata.has_parent)]
+        while stack:
+            depth, plan, is_last = stack[-1]
+            image = images[depth]
+            segment = next(plan, None)
+            if segment is None:
+                stack.pop()
+                continue
+            kind, at, run, file_offset = segment
+            if kind is not Kind.ABSENT:
+                yield image, depth, kind, at, run, file_offset
+                continue
+            if is_last:
+                yield image, len(images) - 1, kind, at, run, 0
+                continue
+            parent = image._parent
+            if parent is None:
+                raise ParentNotFoundError(
+                    f"{image.name}: bytes {at:#x} to {at + run:#x} are in the parent, which is not open: "
+                    f"{image._parent_missing}"
+                )
+            inside = max(0, min(run, parent._size - at))
+            if inside < run:
+                behind = Segment(Kind.ABSENT, at + inside, run - inside, 0)
+                stack.append((depth + 1, iter([behind]), True))
+            if inside:
+                stack.append((depth + 1, parent._plan(at, inside), not parent._file.metadata.has_parent))
+
+    def _plan(self, offset: int, length: int) -> Iterator[Segment]:
+        self._check_open()
+        try:
+            yield from self._file.blocks.plan_read(offset, length)
+        except ImageError as error:
+            error.name = self.name
+            raise
+
+    def _cut(self, file_offset: int) -> CorruptImageError:
+        error = CorruptImageError(
+            "the file ended here, and was longer when it was opened", "FILE-CUT", "payload", file_offset, "2.5.1.1"
+        )
+        error.name = self.name
+        return error
+
+    # -- the file-like part -------------------------------------------------------------------
+
+    def readable(self) -> bool:
+        self._check_open()
+        return True
+
+    def seekable(self) -> bool:
+        self._check_open()
+        return True
+
+    def writable(self) -> bool:
+        self._check_open()
+        return False
+
+    def tell(self) -> int:
+        self._check_open()
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Move the position, also past the end; raise `RequestError` for a negative one."""
+        self._check_open()
+        with self._position_lock:
+            base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}.get(whence)
+            if base is None:
+                raise RequestError(f"whence is {whence}, and must be 0, 1 or 2")
+            if base + offset < 0:
+                raise RequestError(f"position {base + offset} is negative")
+            self._position = base + offset
+            return self._position
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return the next *size* bytes, all that are left without one; fewer only at the end."""
+        if size is None or size < 0:
+            size = self._size
+        start, size = self._advance(size)
+        return self.pread(size, start)
+
+    def readall(self) -> bytes:
+        """Return all bytes from the position to the end."""
+        return self.read()
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        """Fill *buffer* with the next bytes and return how many there were."""
+        view = _bytes_of(buffer)
+        start, size = self._advance(len(view))
+        return self.preadinto(view[:size], start)
+
+    def _advance(self, size: int) -> tuple[int, int]:
+        """Take the next *size* bytes for the caller, so that two threads never get the same."""
+        with self._position_lock:
+            start = self._position
+            size = self._clip(start, size)
+            self._position += size
+            return start, size
+
+    def write(self, data: Any, /) -> int:
+        self._check_open()
+        raise io.UnsupportedOperation("this image is open for reading only")
+
+    def truncate(self, size: int | None = None, /) -> int:
+        self._check_open()
+        raise io.UnsupportedOperation("this image is open for reading only")
+
+    def close(self) -> None:
+        """Close the file and the parents that were opened with it; reads under way finish first."""
+        if self.closed:
+            return
+        for image in self._to_close():
+            image._release()
+
+    def _to_close(self) -> list[VHDXImage]:
+        images = [self]
+        while images[-1]._owns_parent and images[-1]._parent is not None:
+            images.append(images[-1]._parent)
+        return images
+
+    def _release(self) -> None:
+        super().close()
+        self._raw.close()
+        # The short way of pread goes through this; the long one asks `closed`.
+        self._places = {}
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on closed image")
+
+    def __enter__(self) -> VHDXImage:
+        self._check_open()
+        return self
+
+    def __del__(self) -> None:
+        if getattr(self, "_raw", None) is not None and not self.closed:
+            warnings.warn(f"unclosed image {self.name!r}", ResourceWarning, source=self, stacklevel=2)
+            for image in self._to_close():
+                image._release()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self.kind}, {self._size} bytes"
+        return f"<VHDXImage {self.name!r} ({state})>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._reopen is None or self.closed:
+            raise TypeError("only an open image that was opened by path can be pickled")
+        opener, arguments = self._reopen
+        return opener, (*arguments, self._position)
+
+
+def _bytes_of(buffer: Buffer) -> memoryview:
+    """Return a contiguous buffer of any shape as bytes."""
+    view = memoryview(buffer)
+    return view.cast("B") if view.nbytes else memoryview(b"")

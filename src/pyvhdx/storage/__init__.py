@@ -1,0 +1,14 @@
+"""
+Positional I/O, and nothing else: this package knows no byte of the VHDX format.
+
+`Storage` is the seam.  `LocalFile` reads by descriptor, `FileObject` by seek and read under a
+lock, `Overlay` shows a file as it will be once its log has been replayed.
+"""
+
+from pyvhdx.storage.file_object import FileObject, open_file_object
+from pyvhdx.storage.local import LocalFile, open_local
+from pyvhdx.storage.overlay import Overlay
+from pyvhdx.storage.protocol import Storage
+from pyvhdx.storage.target import new_file
+
+__all__ = ["FileObject", "LocalFile", "Overlay", "Storage", "new_file", "open_file_object", "open_local"]
