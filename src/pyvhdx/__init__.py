@@ -21,3 +21,33 @@ from pyvhdx.errors import (
     VHDXError,
 )
 from pyvhdx.image import Extent, ImageInfo, VHDXImage
+from pyvhdx.ops.convert import ConvertReport, convert
+from pyvhdx.ops.create import create
+
+__all__ = [
+    "ConvertReport",
+    "CorruptImageError",
+    "Extent",
+    "Finding",
+    "ImageError",
+    "ImageFailedError",
+    "ImageInfo",
+    "LockedError",
+    "LogPendingError",
+    "NotVHDXError",
+    "ParentCycleError",
+    "ParentError",
+    "ParentLocator",
+    "ParentMismatchError",
+    "ParentNotFoundError",
+    "RequestError",
+    "StateError",
+    "UnsupportedImageError",
+    "VHDXError",
+    "VHDXImage",
+    "__version__",
+    "convert",
+    "create",
+    "is_vhdx",
+    "open",
+]

@@ -1,0 +1,87 @@
+"""
+The command ``pyvhdx``: one module for each sub-command.
+
+Exit status: 0 done, 1 failed, 2 wrong use, 4 locked, 5 parent missing or wrong, 6 log pending and
+refused, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from pyvhdx._version import __version__
+from pyvhdx.cli import convert, create, dump, info, map, read
+from pyvhdx.errors import LockedError, LogPendingError, ParentError, RequestError, VHDXError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_COMMANDS = (create, info, map, read, convert, dump)
+
+# The first that fits counts.
+_STATUS: tuple[tuple[type[BaseException], int], ...] = (
+    (RequestError, 2),
+    (LockedError, 4),
+    (ParentError, 5),
+    (LogPendingError, 6),
+    (VHDXError, 1),
+    (OSError, 1),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    parser = argparse.ArgumentParser(prog="pyvhdx", description="Read and make VHDX virtual disks.")
+    parser.add_argument("--version", action="version", version=f"pyvhdx {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in _COMMANDS:
+        command.add_to(commands)
+    parsed = parser.parse_args(arguments)
+    _end_by_exception(signal.SIGTERM)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UserWarning)
+            warnings.simplefilter("always", RuntimeWarning)
+            warnings.showwarning = _show_warning
+            parsed.run(parsed)
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has enough; Python must not complain when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("pyvhdx: interrupted", file=sys.stderr)
+        return 130
+    except (VHDXError, OSError) as error:
+        print(f"pyvhdx: error: {_sentence(error)}", file=sys.stderr)
+        return next(status for kind, status in _STATUS if isinstance(error, kind))
+    return 0
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, FileExistsError) and error.filename:
+        return f"{error.filename} exists; --force replaces it"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def _show_warning(message: Any, *_: Any, **__: Any) -> None:
+    print(f"pyvhdx: warning: {message}", file=sys.stderr)
+
+
+def _end_by_exception(number: int) -> None:
+    """Let a polite kill clean up as an interrupt from the keyboard does."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        signal.signal(number, interrupt)
+    except ValueError:  # not in the main thread
+        pass

@@ -1,0 +1,122 @@
+"""What the sub-commands share: sizes, options of an open, progress and output."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([bKMGTPE]?)(?:i?B)?", re.IGNORECASE)
+_UNITS = {unit: 1 << 10 * power for power, unit in enumerate(("", "K", "M", "G", "T", "P", "E"))} | {"B": 1}
+
+
+def size(text: str) -> int:
+    """Read a size as qemu-img does: bytes, or with K, M, G, T for powers of 1024."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write bytes, or 10G, 512M, 64T")
+    number = float(match[1]) if "." in match[1] else int(match[1])
+    return int(number * _UNITS[match[2].upper()])
+
+
+def human(count: int) -> str:
+    """Write a size for people: 10 GiB (10737418240 bytes)."""
+    for unit in ("PiB", "TiB", "GiB", "MiB", "KiB"):
+        step = _UNITS[unit[0]]
+        if count >= step:
+            return f"{count / step:.4g} {unit} ({count} bytes)"
+    return f"{count} bytes"
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Add ``--output``."""
+    parser.add_argument("--output", choices=("human", "json"), default="human", help="how to write the answer")
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """Add ``-p`` and ``-q``."""
+    parser.add_argument("-p", "--progress", action="store_true", help="show progress from the start")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress and no report")
+
+
+def add_open(parser: argparse.ArgumentParser, *, alone: bool = True) -> None:
+    """Add the options of `pyvhdx.open`."""
+    group = parser.add_argument_group("opening")
+    choice = group.add_mutually_exclusive_group()
+    choice.add_argument("--parent", metavar="FILE", help="take this file as the parent, whatever the locator says")
+    if alone:
+        choice.add_argument("--no-parent", action="store_true", help="open this file alone")
+    group.add_argument(
+        "--search", metavar="DIR", action="append", default=[], help="look for parents in this folder too"
+    )
+    group.add_argument(
+        "--allow-absolute", metavar="DIR", action="append", default=[],
+        help="follow absolute paths of a locator into this folder",
+    )  # fmt: skip
+    group.add_argument("--within", metavar="DIR", help="refuse parents outside this folder")
+    group.add_argument(
+        "--no-verify-parent", action="store_true", help="open a parent that was changed since the child was made"
+    )
+    group.add_argument(
+        "--log", choices=("auto", "refuse"), default="auto", help="what to do with a pending log: replay in memory, or stop"
+    )
+    group.add_argument("-U", "--force-share", action="store_true", help="open without locks")
+
+
+def how(parsed: argparse.Namespace) -> dict[str, Any]:
+    """Return the keyword arguments for `pyvhdx.open`."""
+    parent: Any = parsed.parent or ("auto" if not getattr(parsed, "no_parent", False) else False)
+    return {
+        "parent": parent,
+        "search": parsed.search,
+        "allow_absolute": parsed.allow_absolute,
+        "within": parsed.within,
+        "verify_parent": not parsed.no_verify_parent,
+        "log": parsed.log,
+        "lock": not parsed.force_share,
+    }
+
+
+def print_json(value: Any, file: Any = None) -> None:
+    """Write *value* as JSON."""
+    json.dump(value, file or sys.stdout, indent=4)
+    print(file=file or sys.stdout)
+
+
+def print_json_list(values: Iterable[dict[str, Any]]) -> None:
+    """Write a list as JSON, an element a line, as they come."""
+    separator = "["
+    for value in values:
+        print(separator + json.dumps(value), end="")
+        separator = ",\n"
+    print("]" if separator != "[" else "[]")
+
+
+class Progress:
+    """A line on the terminal, from the third second on; nothing where stderr is no terminal."""
+
+    def __init__(self, parsed: argparse.Namespace) -> None:
+        self._shown = False
+        self._next = time.monotonic() + (0 if parsed.progress else 2)
+        self._wanted = not parsed.quiet and sys.stderr.isatty()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._wanted and now >= self._next:
+            self._next = now + 0.2
+            self._shown = True
+            text = f"{100 * done / total:.1f} %" if total else human(done)
+            print(f"\r\x1b[K    {text}", end="", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""Operations on whole images, one verb a file."""

@@ -1,0 +1,203 @@
+"""What stands in each structure of a file, as values; also where the file cannot be opened as a whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from pyvhdx._core import opening
+from pyvhdx._core.geometry import Geometry
+from pyvhdx._core.locator import read_pairs
+from pyvhdx._core.log_entry import targets
+from pyvhdx._core.log_reader import Ring, active_sequence, scan
+from pyvhdx._core.metadata import KNOWN_ITEMS, Items, read_metadata, read_table
+from pyvhdx.errors import ImageError, RequestError
+from pyvhdx.format import constants as c
+from pyvhdx.format.bat import split_entry
+from pyvhdx.format.header import Header, is_valid_header
+from pyvhdx.format.metadata import (
+    ChsParameters,
+    FileParameters,
+    PmemLabelStorage,
+    SectorSize,
+    VirtualDiskId,
+    VirtualDiskSize,
+)
+from pyvhdx.format.region import (
+    RegionTableHeader,
+    is_valid_region_table,
+    parse_region_entries,
+)
+from pyvhdx.storage import LocalFile, open_file_object, open_local
+from pyvhdx.storage.locks import READER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyvhdx._types import Source
+    from pyvhdx.format.record import Record
+    from pyvhdx.storage import Storage
+
+_ITEM_RECORDS: dict[UUID, type[Record]] = {
+    c.FILE_PARAMETERS: FileParameters,
+    c.VIRTUAL_DISK_SIZE: VirtualDiskSize,
+    c.VIRTUAL_DISK_ID: VirtualDiskId,
+    c.LOGICAL_SECTOR_SIZE: SectorSize,
+    c.PHYSICAL_SECTOR_SIZE: SectorSize,
+    c.CHS_PARAMETERS: ChsParameters,
+    c.PMEM_LABEL_STORAGE: PmemLabelStorage,
+}
+
+
+@contextlib.contextmanager
+def opened(source: Source, *, lock: bool = True) -> Iterator[Storage]:
+    """Open *source* for the functions below, which look no further than they must."""
+    storage: Storage = open_local(source) if isinstance(source, (str, os.PathLike)) else open_file_object(source)
+    try:
+        if lock and isinstance(storage, LocalFile):
+            storage.lock(READER)
+        opening.read_identifier(storage)
+        yield storage
+    except ImageError as error:
+        error.name = storage.name
+        raise
+    finally:
+        storage.close()
+
+
+def dump_header(storage: Storage) -> dict[str, Any]:
+    """Return both headers, valid or not, and which one is current."""
+    copies = []
+    for offset in c.HEADER_OFFSETS:
+        data = storage.read_at(c.HEADER_SIZE, offset).ljust(c.HEADER_SIZE, b"\0")
+        copies.append({"offset": offset, "valid": is_valid_header(data), **_plain(Header.parse(data))})
+    try:
+        current: int | None = opening.read_headers(storage).offset
+    except ImageError:
+        current = None
+    return {"creator": opening.read_identifier(storage), "current": current, "headers": copies}
+
+
+def dump_regions(storage: Storage) -> list[dict[str, Any]]:
+    """Return both region tables as they are after the replay."""
+    shown = _replayed(storage)
+    tables = []
+    for offset in c.REGION_TABLE_OFFSETS:
+        data = shown.read_at(c.REGION_TABLE_SIZE, offset).ljust(c.REGION_TABLE_SIZE, b"\0")
+        count = min(RegionTableHeader.parse(data).entry_count, c.MAX_REGION_ENTRIES)
+        valid = is_valid_region_table(data)
+        entries = [_plain(entry) for entry in parse_region_entries(data, count)] if valid else []
+        tables.append({"offset": offset, "valid": valid, "entries": entries})
+    return tables
+
+
+def dump_metadata(storage: Storage) -> list[dict[str, Any]]:
+    """Return the entries of the metadata table, and what the known items say."""
+    shown = _replayed(storage)
+    region = opening.regions_of(shown, opening.read_headers(storage).header).metadata
+    _, entries = read_table(region, shown.read_at)
+    items = []
+    for entry in entries:
+        name = None if entry.is_user else KNOWN_ITEMS.get(entry.item_id)
+        item = {"name": name, **_plain(entry), "file_offset": region.file_offset + entry.offset}
+        if entry.length <= c.MAX_ITEM_SIZE:
+            data = Items({entry.item_id: entry}, region, shown.read_at)[entry.item_id]
+            kind = None if entry.is_user else _ITEM_RECORDS.get(entry.item_id)
+            if kind is not None and len(data) >= kind.packer.size:
+                item["value"] = _plain(kind.parse(data))
+            else:
+                item["value"] = data[:64].hex()
+        items.append(item)
+    return items
+
+
+def dump_log(storage: Storage) -> dict[str, Any]:
+    """Return every entry in the log that carries the header's LogGuid, and which of them are active."""
+    header = opening.read_headers(storage).header
+    answer: dict[str, Any] = {
+        "offset": header.log_offset,
+        "length": header.log_length,
+        "log_guid": str(header.log_guid),
+        "entries": [],
+    }
+    if header.log_guid == c.ZERO_GUID:
+        return answer
+    ring = Ring(storage.read_at, header.log_offset, header.log_length)
+    candidates = scan(ring, header.log_guid)
+    active = {entry.position for entry in active_sequence(candidates, ring.length)}
+    for entry, fault in candidates:
+        described = {"position": entry.position, "active": entry.position in active, "fault": fault}
+        described |= _plain(entry.header)
+        if fault is None:
+            described["descriptors"] = [
+                {"kind": "zero" if target.ends is None else "data", "offset": target.offset, "length": target.length}
+                for target in targets(entry, ring.reader(entry.position))
+            ]
+        answer["entries"].append(described)
+    return answer
+
+
+def dump_bat(storage: Storage, *, every: bool = False) -> Iterator[dict[str, Any]]:
+    """Yield the entries of the BAT after the replay; those that are zero only if *every*."""
+    file = opening.open_file(storage)
+    geometry: Geometry = file.geometry
+    differencing = file.metadata.has_parent
+    block = 0
+    while block < geometry.block_count:
+        entry = file.bat.payload(block)
+        if entry or every:
+            yield _describe_entry("payload", block, geometry.payload_index(block), entry)
+            block += 1
+        else:
+            run_end = file.bat.run_end(block, geometry.block_count)
+            # A chunk's bitmap entry comes after its last block, skipped or not.
+            block = min(run_end, block - block % geometry.chunk_ratio + geometry.chunk_ratio)
+        if block % geometry.chunk_ratio == 0 or (block == geometry.block_count and differencing):
+            chunk = (block - 1) // geometry.chunk_ratio
+            if block < geometry.block_count or differencing:
+                entry = file.bat.bitmap(chunk)
+                if entry or every:
+                    yield _describe_entry("bitmap", chunk, geometry.bitmap_index(chunk), entry)
+
+
+def _describe_entry(what: str, number: int, index: int, entry: int) -> dict[str, Any]:
+    state, reserved, offset = split_entry(entry)
+    names: dict[int, str] = {int(s): s.name for s in (c.PayloadState if what == "payload" else c.BitmapState)}
+    return {
+        "kind": what,
+        "number": number,
+        "index": index,
+        "state": names.get(state, str(state)),
+        "offset": offset,
+        "reserved": reserved,
+    }
+
+
+def dump_locator(storage: Storage) -> dict[str, str]:
+    """Return the keys and values of the parent locator; raise `RequestError` where there is none."""
+    shown = _replayed(storage)
+    region = opening.regions_of(shown, opening.read_headers(storage).header).metadata
+    system = read_metadata(region, shown.read_at).system
+    if c.PARENT_LOCATOR not in system:
+        raise RequestError(f"{storage.name} has no parent locator")
+    return read_pairs(system[c.PARENT_LOCATOR], system.place(c.PARENT_LOCATOR))
+
+
+def _replayed(storage: Storage) -> Storage:
+    header = opening.read_headers(storage).header
+    replay = opening.replay_of(storage, header) if header.log_guid != c.ZERO_GUID else None
+    return opening.overlay_of(storage, replay)
+
+
+def _plain(record: Record) -> dict[str, Any]:
+    """Return the fields of a structure as values that JSON can hold."""
+    plain = {}
+    for name, value in asdict(record).items():  # type: ignore[call-overload]  # every Record is a dataclass
+        if isinstance(value, bytes):
+            plain[name] = value.decode("ascii") if value.isascii() and value.isalnum() else value.hex()
+        else:
+            plain[name] = str(value) if isinstance(value, UUID) else value
+    return plain
