@@ -12,7 +12,6 @@ import io
 import ntpath
 import os
 import posixpath
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from pyvhdx._core.locator import ParentLocator, read_locator
@@ -22,7 +21,6 @@ from pyvhdx.errors import (
     LockedError,
     LogPendingError,
     ParentCycleError,
-    ParentError,
     ParentMismatchError,
     ParentNotFoundError,
     RequestError,
@@ -33,7 +31,7 @@ from pyvhdx.storage import LocalFile, open_file_object, open_local
 from pyvhdx.storage.locks import READER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from uuid import UUID
 
     from pyvhdx._types import PathLike, Source
@@ -104,15 +102,16 @@ def open(
         log=log,
         lock=lock,
     )
-    image = _open_file(source, options)
+    reopen = None
+    if isinstance(source, (str, os.PathLike)):
+        reopen = (_unpickle, (os.path.abspath(source), parent, options))
+    image = _open_file(source, options, reopen)
     try:
         if parent is not False:
             _attach_parents(image, parent, options)
     except BaseException:
         image.close()
         raise
-    if isinstance(source, (str, os.PathLike)):
-        image._reopen = (_unpickle, (os.path.abspath(source), parent, options))
     return image
 
 
@@ -143,7 +142,9 @@ def is_vhdx(source: Source) -> bool:
         source.seek(position)
 
 
-def _open_file(source: Source, options: _Options, *, devices: bool = True) -> VHDXImage:
+def _open_file(
+    source: Source, options: _Options, reopen: tuple[Any, ...] | None = None, *, devices: bool = True
+) -> VHDXImage:
     if isinstance(source, (str, os.PathLike)):
         storage: Storage = open_local(source, devices=devices)
     else:
@@ -154,7 +155,7 @@ def _open_file(source: Source, options: _Options, *, devices: bool = True) -> VH
         except BaseException:
             storage.close()
             raise
-    return VHDXImage._open(storage, replay_log=options.log == "auto")
+    return VHDXImage._open(storage, replay_log=options.log == "auto", reopen=reopen)
 
 
 def _attach_parents(image: VHDXImage, choice: ParentChoice, options: _Options) -> None:
@@ -170,21 +171,22 @@ def _attach_parents(image: VHDXImage, choice: ParentChoice, options: _Options) -
         if given and child is not image:
             choice = "auto"
         if isinstance(choice, VHDXImage):
-            choice._check_open()
+            if choice.closed:
+                raise ValueError("the parent is closed")
             problem = _problem(child, choice, chain, options)
             if problem is not None:
                 raise problem
-            child._parent = choice
+            child._attach(choice, owned=False)
             return
         parent = _find(child, choice, chain, options)
-        child._parent, child._owns_parent = parent, True
+        child._attach(parent, owned=True)
         chain.append(parent)
 
 
 def _find(child: VHDXImage, choice: ParentChoice, chain: list[VHDXImage], options: _Options) -> VHDXImage:
     """Return the first candidate that opens and fits; else raise what the candidates add up to."""
     tried: list[tuple[str, str]] = []
-    problems: list[ParentError] = []
+    problems: list[ParentCycleError | ParentMismatchError] = []
     cause: BaseException | None = None
     for candidate in _candidates(child, choice, options):
         label, source = candidate
@@ -239,9 +241,7 @@ def _open_candidate(source: Any, options: _Options) -> VHDXImage:
         raise _Refused("an absolute path, and allow_absolute does not name its folder")
     if options.within is not None and not _lies_in(real, options.within):
         raise _Refused(f"it lies outside {options.within}")
-    image = _open_file(real, options, devices=False)
-    image._reopen = (_unpickle, (real, "auto", options))
-    return image
+    return _open_file(real, options, (_unpickle, (real, "auto", options)), devices=False)
 
 
 def _lies_in(path: str, folder: str) -> bool:
@@ -253,10 +253,10 @@ def _lies_in(path: str, folder: str) -> bool:
 
 def _folders(child: VHDXImage) -> list[str]:
     """Return the folders that the child's relative path may start from; none for a nameless file object."""
-    if not isinstance(child._raw, LocalFile):
+    if not isinstance(child._file.raw, LocalFile):
         return []
     try:
-        if not os.path.samestat(os.stat(child.name), child._raw.status()):
+        if not os.path.samestat(os.stat(child.name), child._file.raw.status()):
             return []
     except (OSError, ValueError):
         return []
@@ -300,9 +300,9 @@ def _problem(
 
 
 def _is_same(one: VHDXImage, other: VHDXImage) -> bool:
-    if isinstance(one._raw, LocalFile) and isinstance(other._raw, LocalFile):
-        if os.path.samestat(one._raw.status(), other._raw.status()):
+    if isinstance(one._file.raw, LocalFile) and isinstance(other._file.raw, LocalFile):
+        if os.path.samestat(one._file.raw.status(), other._file.raw.status()):
             return True
-    elif one._raw is other._raw:
+    elif one._file.raw is other._file.raw:
         return True
     return one.file_write_guid == other.file_write_guid != ZERO_GUID

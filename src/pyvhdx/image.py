@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from uuid import UUID
 
+    from typing_extensions import Self
+
     from pyvhdx._core.opening import OpenFile
     from pyvhdx._types import Buffer
     from pyvhdx.storage import Storage
@@ -89,18 +91,16 @@ class VHDXImage(io.RawIOBase):
 
     mode = "r"
 
-    def __init__(self, file: OpenFile, raw: Storage, name: str) -> None:
-        self.name = name
+    def __init__(self, file: OpenFile, reopen: tuple[Any, ...] | None) -> None:
+        self.name = file.raw.name
         self._file = file
-        self._raw = raw
+        self._reopen = reopen
         self._storage = file.storage
         self._parent: VHDXImage | None = None
         self._owns_parent = False
-        self._parent_missing = "it was opened alone (parent=False)"
         self._size = file.metadata.size
         self._position = 0
         self._position_lock = threading.Lock()
-        self._reopen: tuple[Any, ...] | None = None
         # The way of most reads: a block that is wholly here, found in one look.
         self._places = file.blocks.places
         self._block_shift = file.geometry.block_shift
@@ -108,10 +108,14 @@ class VHDXImage(io.RawIOBase):
         self._block_mask = file.geometry.block_size - 1
 
     @classmethod
-    def _open(cls, storage: Storage, *, replay_log: bool) -> VHDXImage:
-        """Open one file, without its parent; the image closes *storage*, also when this raises."""
+    def _open(cls, storage: Storage, *, replay_log: bool, reopen: tuple[Any, ...] | None = None) -> VHDXImage:
+        """
+        Open one file, without its parent; the image closes *storage*, also when this raises.
+
+        *reopen*, a function and its arguments but the position, makes an equal image for pickle.
+        """
         try:
-            return cls(open_file(storage, replay_log=replay_log), storage, storage.name)
+            return cls(open_file(storage, replay_log=replay_log), reopen)
         except ImageError as error:
             error.name = storage.name
             storage.close()
@@ -119,6 +123,11 @@ class VHDXImage(io.RawIOBase):
         except BaseException:
             storage.close()
             raise
+
+    def _attach(self, parent: VHDXImage, *, owned: bool) -> None:
+        """Put the parent in, which has been verified; an *owned* one is closed with this image."""
+        self._parent = parent
+        self._owns_parent = owned
 
     # -- what it is ---------------------------------------------------------------------------
 
@@ -211,8 +220,8 @@ class VHDXImage(io.RawIOBase):
             name=self.name,
             kind=self.kind,
             virtual_size=self._size,
-            file_size=self._raw.size(),
-            allocated_size=self._raw.allocated(),
+            file_size=self._file.raw.size(),
+            allocated_size=self._file.raw.allocated(),
             block_size=self.block_size,
             logical_sector_size=self.logical_sector_size,
             physical_sector_size=self.physical_sector_size,
@@ -238,7 +247,9 @@ class VHDXImage(io.RawIOBase):
         try:
             return read_pairs(system[PARENT_LOCATOR], system.place(PARENT_LOCATOR)), []
         except ImageError as error:  # it was opened with parent=False, so nothing depends on it
-            wrong = Finding(error.code, "corrupt", error.structure, error.offset, error.section, error.message)
+            wrong = Finding(
+                error.code, "corrupt", error.structure, error.offset, error.section, error.message
+            )
             return None, [wrong]
 
     # -- reading by position ------------------------------------------------------------------
@@ -345,8 +356,8 @@ class VHDXImage(io.RawIOBase):
             parent = image._parent
             if parent is None:
                 raise ParentNotFoundError(
-                    f"{image.name}: bytes {at:#x} to {at + run:#x} are in the parent, which is not open: "
-                    f"{image._parent_missing}"
+                    f"{image.name}: bytes {at:#x} to {at + run:#x} are in the parent, and this image was opened "
+                    "without it (parent=False)"
                 )
             inside = max(0, min(run, parent._size - at))
             if inside < run:
@@ -365,7 +376,11 @@ class VHDXImage(io.RawIOBase):
 
     def _cut(self, file_offset: int) -> CorruptImageError:
         error = CorruptImageError(
-            "the file ended here, and was longer when it was opened", "FILE-CUT", "payload", file_offset, "2.5.1.1"
+            "the file ended here, and was longer when it was opened",
+            "FILE-CUT",
+            "payload",
+            file_offset,
+            "2.5.1.1",
         )
         error.name = self.name
         return error
@@ -425,11 +440,11 @@ class VHDXImage(io.RawIOBase):
             self._position += size
             return start, size
 
-    def write(self, data: Any, /) -> int:
+    def write(self, data: Any, /) -> int:  # noqa: ARG002 - not yet
         self._check_open()
         raise io.UnsupportedOperation("this image is open for reading only")
 
-    def truncate(self, size: int | None = None, /) -> int:
+    def truncate(self, size: int | None = None, /) -> int:  # noqa: ARG002 - not yet
         self._check_open()
         raise io.UnsupportedOperation("this image is open for reading only")
 
@@ -448,7 +463,7 @@ class VHDXImage(io.RawIOBase):
 
     def _release(self) -> None:
         super().close()
-        self._raw.close()
+        self._file.raw.close()
         # The short way of pread goes through this; the long one asks `closed`.
         self._places = {}
 
@@ -456,12 +471,12 @@ class VHDXImage(io.RawIOBase):
         if self.closed:
             raise ValueError("I/O operation on closed image")
 
-    def __enter__(self) -> VHDXImage:
+    def __enter__(self) -> Self:
         self._check_open()
         return self
 
     def __del__(self) -> None:
-        if getattr(self, "_raw", None) is not None and not self.closed:
+        if hasattr(self, "_owns_parent") and not self.closed:
             warnings.warn(f"unclosed image {self.name!r}", ResourceWarning, source=self, stacklevel=2)
             for image in self._to_close():
                 image._release()

@@ -37,13 +37,18 @@ def entries_from(data: bytes) -> array[int]:
 class BlockAllocationTable:
     """The BAT of one file; reads are safe from any thread."""
 
-    def __init__(self, read: ReadAt, region: RegionTableEntry, geometry: Geometry, *, differencing: bool) -> None:
+    def __init__(
+        self, read: ReadAt, region: RegionTableEntry, geometry: Geometry, *, differencing: bool
+    ) -> None:
         needed = geometry.entries_needed(differencing=differencing)
         if needed * BAT_ENTRY_SIZE > region.length:
             raise corrupt(
-                "BAT-SIZE", "BAT region", region.file_offset, "2.5",
+                "BAT-SIZE",
+                "BAT region",
+                region.file_offset,
+                "2.5",
                 f"{region.length} bytes do not hold the {needed} entries that the disk needs",
-            )  # fmt: skip
+            )
         self._read = read
         self._offset = region.file_offset
         self._geometry = geometry
@@ -86,14 +91,18 @@ class BlockAllocationTable:
         try:
             return page[index & (_ENTRIES - 1)]
         except IndexError:
-            raise corrupt("BAT-CUT", "BAT entry", self.place(index), "2.5", "the file ends before this entry") from None
+            raise corrupt(
+                "BAT-CUT", "BAT entry", self.place(index), "2.5", "the file ends before this entry"
+            ) from None
 
     def _page(self, number: int) -> array[int]:
         page = self._pages.get(number)
         if page is None:
             data = self._read(_PAGE_SIZE, self._offset + number * _PAGE_SIZE)
             # A page that the end of the file cuts lacks entries; they are missed when they are asked for.
-            page = self._no_entries if data == _ZERO_PAGE else entries_from(data[: len(data) & -BAT_ENTRY_SIZE])
+            page = (
+                self._no_entries if data == _ZERO_PAGE else entries_from(data[: len(data) & -BAT_ENTRY_SIZE])
+            )
             if len(self._pages) >= _MAX_PAGES:
                 self._pages = {}
             self._pages[number] = page

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 # A regular expression finds long runs of whole bytes far faster than arithmetic does.
 _RUNS = re.compile(rb"\x00+|\xff+|[^\x00\xff]", re.DOTALL)
 _RUNS_OF_BYTE = [
-    [(bool(bit), len(list(run))) for bit, run in groupby(value >> k & 1 for k in range(8))] for value in range(256)
+    [(bool(bit), len(list(run))) for bit, run in groupby(value >> k & 1 for k in range(8))]
+    for value in range(256)
 ]
 
 

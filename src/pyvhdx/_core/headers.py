@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyvhdx._core.findings import corrupt, tolerated, unsupported
-from pyvhdx.errors import Finding
 from pyvhdx.format.constants import (
     ALIGNMENT,
     FORMAT_VERSION,
@@ -15,6 +14,9 @@ from pyvhdx.format.constants import (
     ZERO_GUID,
 )
 from pyvhdx.format.header import Header, is_valid_header
+
+if TYPE_CHECKING:
+    from pyvhdx.errors import Finding
 
 _SECTION = "2.2.2"
 
@@ -37,25 +39,41 @@ def choose_header(copies: tuple[bytes, bytes], file_size: int) -> CurrentHeader:
     `UnsupportedImageError` for another version.
     """
     findings = []
-    valid = [(Header.parse(data), at) for data, at in zip(copies, HEADER_OFFSETS, strict=True) if is_valid_header(data)]
+    valid = [
+        (Header.parse(data), at)
+        for data, at in zip(copies, HEADER_OFFSETS, strict=True)
+        if is_valid_header(data)
+    ]
     if not valid:
         raise corrupt(
-            "HEADER-NONE", "headers", HEADER_OFFSETS[0], _SECTION,
+            "HEADER-NONE",
+            "headers",
+            HEADER_OFFSETS[0],
+            _SECTION,
             "neither copy has the signature 'head' and a right checksum",
-        )  # fmt: skip
+        )
     if len(valid) == 1:
         bad = HEADER_OFFSETS[1] if valid[0][1] == HEADER_OFFSETS[0] else HEADER_OFFSETS[0]
         findings.append(
-            tolerated("HEADER-COPY", "header", bad, _SECTION, "this copy has a wrong signature or checksum; the other is used")
+            tolerated(
+                "HEADER-COPY",
+                "header",
+                bad,
+                _SECTION,
+                "this copy has a wrong signature or checksum; the other is used",
+            )
         )
     elif valid[0][0].sequence_number == valid[1][0].sequence_number:
         findings.append(_judge_tie(valid[0][0], valid[1][0], identical=copies[0] == copies[1]))
     header, offset = max(valid, key=lambda pair: pair[0].sequence_number)
     if header.version != FORMAT_VERSION:
         raise unsupported(
-            "HEADER-VERSION", "header", offset, _SECTION,
+            "HEADER-VERSION",
+            "header",
+            offset,
+            _SECTION,
             f"the version is {header.version}, and only {FORMAT_VERSION} is known",
-        )  # fmt: skip
+        )
     findings += _check_log_fields(header, offset, file_size)
     return CurrentHeader(header, offset, findings)
 
@@ -65,14 +83,20 @@ def _judge_tie(first: Header, second: Header, *, identical: bool) -> Finding:
         for name in ("log_guid", "log_offset", "log_length", "log_version", "version"):
             if getattr(first, name) != getattr(second, name):
                 raise corrupt(
-                    "HEADER-TIE", "headers", HEADER_OFFSETS[0], _SECTION,
+                    "HEADER-TIE",
+                    "headers",
+                    HEADER_OFFSETS[0],
+                    _SECTION,
                     f"both copies have sequence number {first.sequence_number} and differ in {name}",
-                )  # fmt: skip
+                )
     what = "are identical" if identical else "differ, but agree on version and log; the first is used"
     return tolerated(
-        "HEADER-TIE", "headers", HEADER_OFFSETS[0], _SECTION,
+        "HEADER-TIE",
+        "headers",
+        HEADER_OFFSETS[0],
+        _SECTION,
         f"both copies have sequence number {first.sequence_number} and {what}",
-    )  # fmt: skip
+    )
 
 
 def _check_log_fields(header: Header, offset: int, file_size: int) -> list[Finding]:
@@ -81,15 +105,21 @@ def _check_log_fields(header: Header, offset: int, file_size: int) -> list[Findi
     if header.log_version != LOG_VERSION:
         if header.log_guid != ZERO_GUID:
             raise unsupported(
-                "LOG-VERSION", "header", offset, _SECTION,
+                "LOG-VERSION",
+                "header",
+                offset,
+                _SECTION,
                 f"the log has version {header.log_version}, and only {LOG_VERSION} is known",
-            )  # fmt: skip
+            )
         wrong.append(("LOG-VERSION", f"the version of the empty log is {header.log_version}"))
     if header.log_length == 0 and header.log_guid != ZERO_GUID:
         raise corrupt("LOG-RANGE", "header", offset, _SECTION, "a LogGuid is set, and the log has no length")
     if header.log_length % ALIGNMENT or header.log_offset % ALIGNMENT:
         wrong.append(
-            ("LOG-RANGE", f"log offset {header.log_offset:#x} and length {header.log_length:#x} are not multiples of 1 MiB")
+            (
+                "LOG-RANGE",
+                f"log offset {header.log_offset:#x} and length {header.log_length:#x} are not multiples of 1 MiB",
+            )
         )
     elif header.log_length and header.log_offset < HEADER_SECTION_SIZE:
         wrong.append(("LOG-RANGE", f"the log at {header.log_offset:#x} lies in the header section"))

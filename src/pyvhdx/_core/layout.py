@@ -71,7 +71,9 @@ class Disk:
                 raise RequestError(f"{name} is {size}, and must be 512 or 4096")
         block_size = self.block_size
         if block_size & (block_size - 1) or not c.MIN_BLOCK_SIZE <= block_size <= c.MAX_BLOCK_SIZE:
-            raise RequestError(f"block_size is {block_size}, and must be a power of two from 1 MiB to 256 MiB")
+            raise RequestError(
+                f"block_size is {block_size}, and must be a power of two from 1 MiB to 256 MiB"
+            )
         if self.size % self.logical_sector_size or not 0 < self.size <= c.MAX_VIRTUAL_SIZE:
             raise RequestError(
                 f"size is {self.size}, and must be a multiple of {self.logical_sector_size} from one sector to 64 TiB"
@@ -173,7 +175,9 @@ def metadata(disk: Disk) -> bytes:
         place = offset if data else 0  # an empty item has no place
         entries.append(MetadataTableEntry(item_id=item_id, offset=place, length=len(data), flags=item_flags))
         offset += len(data)
-    table = MetadataTableHeader(entry_count=len(entries)).build() + b"".join(entry.build() for entry in entries)
+    table = MetadataTableHeader(entry_count=len(entries)).build() + b"".join(
+        entry.build() for entry in entries
+    )
     return table.ljust(c.METADATA_TABLE_SIZE, b"\0") + b"".join(data for _, _, data in items)
 
 
@@ -182,7 +186,9 @@ def fixed_bat(geometry: Geometry, first_block: int) -> Iterator[array[int]]:
     step = geometry.block_size
     for start in range(0, geometry.block_count, geometry.chunk_ratio):
         stop = min(start + geometry.chunk_ratio, geometry.block_count)
-        entries = array("Q", range(first_block + start * step | _FULLY_PRESENT, first_block + stop * step, step))
+        entries = array(
+            "Q", range(first_block + start * step | _FULLY_PRESENT, first_block + stop * step, step)
+        )
         entries.append(0)  # the slot of the sector bitmap block
         yield entries
 

@@ -67,28 +67,38 @@ def read_locator(item: bytes, place: int) -> ParentLocator:
     # Windows writes zeros where there is no second one; they must never match anything.
     second = parse_linkage(pairs.get(form.LINKAGE2, ""))
     linkages = (linkage,) if second in (None, ZERO_GUID, linkage) else (linkage, second)
-    return ParentLocator(pairs, linkages)  # type: ignore[arg-type]  # the second one is no None here
+    return ParentLocator(pairs, linkages)
 
 
 def read_pairs(item: bytes, place: int) -> dict[str, str]:
     """Return the keys and values of the item."""
     head_size, entry_size = ParentLocatorHeader.packer.size, ParentLocatorEntry.packer.size
     if len(item) < head_size:
-        raise corrupt("LOCATOR-LENGTH", _STRUCTURE, place, _SECTION, f"{len(item)} bytes are less than its head")
+        raise corrupt(
+            "LOCATOR-LENGTH", _STRUCTURE, place, _SECTION, f"{len(item)} bytes are less than its head"
+        )
     head = ParentLocatorHeader.parse(item)
     if head.locator_type != VHDX_LOCATOR_TYPE:
-        raise unsupported("LOCATOR-TYPE", _STRUCTURE, place, _SECTION, f"the type {head.locator_type} is not known")
+        raise unsupported(
+            "LOCATOR-TYPE", _STRUCTURE, place, _SECTION, f"the type {head.locator_type} is not known"
+        )
     count = head.key_value_count
     if not 0 < count <= MAX_LOCATOR_ENTRIES:
-        raise corrupt("LOCATOR-COUNT", _STRUCTURE, place, _SECTION, f"{count} entries, and 1 to 256 are allowed")
+        raise corrupt(
+            "LOCATOR-COUNT", _STRUCTURE, place, _SECTION, f"{count} entries, and 1 to 256 are allowed"
+        )
     if len(item) < head_size + entry_size * count:
-        raise corrupt("LOCATOR-LENGTH", _STRUCTURE, place, _SECTION, f"{len(item)} bytes do not hold {count} entries")
+        raise corrupt(
+            "LOCATOR-LENGTH", _STRUCTURE, place, _SECTION, f"{len(item)} bytes do not hold {count} entries"
+        )
     pairs = {}
     for start in range(head_size, head_size + entry_size * count, entry_size):
         entry = ParentLocatorEntry.parse(item[start : start + entry_size])
         key = _string(item, entry.key_offset, entry.key_length, place)
         if key in pairs:
-            raise corrupt("LOCATOR-KEY", _STRUCTURE, place + start, _SECTION, f"the key {key!r} appears twice")
+            raise corrupt(
+                "LOCATOR-KEY", _STRUCTURE, place + start, _SECTION, f"the key {key!r} appears twice"
+            )
         pairs[key] = _string(item, entry.value_offset, entry.value_length, place)
     return pairs
 
@@ -96,13 +106,18 @@ def read_pairs(item: bytes, place: int) -> dict[str, str]:
 def _string(item: bytes, offset: int, length: int, place: int) -> str:
     if not offset or not length or length % 2 or offset + length > len(item):
         raise corrupt(
-            "LOCATOR-STRING", _STRUCTURE, place + offset, _SECTION,
+            "LOCATOR-STRING",
+            _STRUCTURE,
+            place + offset,
+            _SECTION,
             f"a string of {length} bytes at {offset:#x} is empty, odd or not inside the item of {len(item)} bytes",
-        )  # fmt: skip
+        )
     try:
         text = item[offset : offset + length].decode("utf-16-le")
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        raise corrupt("LOCATOR-STRING", _STRUCTURE, place + offset, _SECTION, "a string is no UTF-16, or holds a NUL")
+        raise corrupt(
+            "LOCATOR-STRING", _STRUCTURE, place + offset, _SECTION, "a string is no UTF-16, or holds a NUL"
+        )
     return text

@@ -45,7 +45,9 @@ class Target(NamedTuple):
     ends: tuple[bytes, bytes] | None
 
 
-def find_fault(header: LogEntryHeader, log_length: int, room: int, read: Callable[[int, int], bytes]) -> str | None:
+def find_fault(
+    header: LogEntryHeader, log_length: int, room: int, read: Callable[[int, int], bytes]
+) -> str | None:
     """
     Return why the entry with this header is not valid, or None.
 

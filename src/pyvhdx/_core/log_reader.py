@@ -144,42 +144,71 @@ def read_log(ring: Ring, log_guid: UUID, file_size: int) -> Replay:
             first = candidates[0]
             why = first.fault or "its tail leads nowhere"
             raise corrupt(
-                "LOG-NO-SEQUENCE", "log", ring.offset, "2.3.3",
+                "LOG-NO-SEQUENCE",
+                "log",
+                ring.offset,
+                "2.3.3",
                 f"the header names a log, and no entry of it makes a valid sequence "
                 f"(of {len(candidates)}; the one at {ring.offset + first.entry.position:#x}: {why})",
-            )  # fmt: skip
+            )
         empty = tolerated(
-            "LOG-EMPTY", "log", ring.offset, "2.3.3",
+            "LOG-EMPTY",
+            "log",
+            ring.offset,
+            "2.3.3",
             "the header names a log that holds no entry; nothing is to be replayed",
-        )  # fmt: skip
+        )
         return Replay({}, [], file_size, [], [empty])
     head = entries[-1].header
     where = ring.offset + entries[-1].position
     if head.flushed_file_offset > file_size:
         raise corrupt(
-            "LOG-FILE-TRUNCATED", "log entry", where, "2.3.1.1",
+            "LOG-FILE-TRUNCATED",
+            "log entry",
+            where,
+            "2.3.1.1",
             f"the file was {head.flushed_file_offset:#x} bytes long when this was written, and is {file_size:#x} now",
-        )  # fmt: skip
+        )
     if head.last_file_offset > MAX_FILE_SIZE:
         raise corrupt(
-            "LOG-TARGET", "log entry", where, "2.3.1.1", f"it asks for a file of {head.last_file_offset:#x} bytes"
+            "LOG-TARGET",
+            "log entry",
+            where,
+            "2.3.1.1",
+            f"it asks for a file of {head.last_file_offset:#x} bytes",
         )
     findings = [
         tolerated(
-            "LOG-PENDING", "log", ring.offset, "2.3.3",
+            "LOG-PENDING",
+            "log",
+            ring.offset,
+            "2.3.3",
             f"{len(entries)} entries are replayed, sequence numbers {entries[0].sequence_number} to {head.sequence_number}",
         )
-    ]  # fmt: skip
+    ]
     if head.flushed_file_offset % ALIGNMENT or head.last_file_offset % ALIGNMENT:
         findings.append(
-            tolerated("LOG-FILE-OFFSETS", "log entry", where, "2.3.1.1", "its file offsets are no multiples of 1 MiB")
+            tolerated(
+                "LOG-FILE-OFFSETS",
+                "log entry",
+                where,
+                "2.3.1.1",
+                "its file offsets are no multiples of 1 MiB",
+            )
         )
     limit = round_up(max(file_size, head.last_file_offset), ALIGNMENT)
     outcome = _Outcome()
     for entry in entries:
         _replay(entry, ring, limit, outcome)
     pages, zeroed = outcome.settle()
-    size = max([file_size, head.last_file_offset, *(at + LOG_SECTOR_SIZE for at in pages), *(end for _, end in zeroed)])
+    size = max(
+        [
+            file_size,
+            head.last_file_offset,
+            *(at + LOG_SECTOR_SIZE for at in pages),
+            *(end for _, end in zeroed),
+        ]
+    )
     return Replay(pages, zeroed, size, entries, findings)
 
 
@@ -197,9 +226,12 @@ def _replay(entry: Entry, ring: Ring, limit: int, outcome: _Outcome) -> None:
             wrong = "lies in the log itself"
         if wrong:
             raise corrupt(
-                "LOG-TARGET", "log entry", ring.offset + entry.position, "2.3.1",
+                "LOG-TARGET",
+                "log entry",
+                ring.offset + entry.position,
+                "2.3.1",
                 f"it writes {target.length:#x} bytes at {target.offset:#x}, which {wrong}",
-            )  # fmt: skip
+            )
         if target.ends is None:
             outcome.zero(target.offset, end)
         else:

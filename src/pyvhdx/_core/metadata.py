@@ -53,7 +53,9 @@ _FLAGS = {c.FILE_PARAMETERS: IS_REQUIRED, c.PARENT_LOCATOR: IS_REQUIRED} | dict.
 class Items(Mapping[UUID, bytes]):
     """The system items or the user items of a file, read when they are asked for."""
 
-    def __init__(self, entries: dict[UUID, MetadataTableEntry], region: RegionTableEntry, read: ReadAt) -> None:
+    def __init__(
+        self, entries: dict[UUID, MetadataTableEntry], region: RegionTableEntry, read: ReadAt
+    ) -> None:
         self._entries = entries
         self._region = region
         self._read = read
@@ -64,7 +66,9 @@ class Items(Mapping[UUID, bytes]):
             return b""
         data = self._read(entry.length, self.place(item_id))
         if len(data) < entry.length:
-            raise corrupt("METADATA-RANGE", "metadata item", self.place(item_id), _SECTION, "the file ends inside it")
+            raise corrupt(
+                "METADATA-RANGE", "metadata item", self.place(item_id), _SECTION, "the file ends inside it"
+            )
         return data
 
     def __iter__(self) -> Iterator[UUID]:
@@ -109,22 +113,32 @@ class Metadata:
         return "fixed" if self.leave_blocks_allocated else "dynamic"
 
 
-def read_table(region: RegionTableEntry, read: ReadAt) -> tuple[MetadataTableHeader, list[MetadataTableEntry]]:
+def read_table(
+    region: RegionTableEntry, read: ReadAt
+) -> tuple[MetadataTableHeader, list[MetadataTableEntry]]:
     """Return the table at the start of the metadata region, checked only as far as it can be read."""
     table = read(c.METADATA_TABLE_SIZE, region.file_offset)
     if len(table) < c.METADATA_TABLE_SIZE:
-        raise corrupt("METADATA-RANGE", "metadata table", region.file_offset, _SECTION, "the file ends inside it")
+        raise corrupt(
+            "METADATA-RANGE", "metadata table", region.file_offset, _SECTION, "the file ends inside it"
+        )
     head = MetadataTableHeader.parse(table)
     if head.signature != c.METADATA_SIGNATURE:
         raise corrupt(
-            "METADATA-SIGNATURE", "metadata table", region.file_offset, _SECTION,
+            "METADATA-SIGNATURE",
+            "metadata table",
+            region.file_offset,
+            _SECTION,
             f"the signature is {head.signature!r}, not 'metadata'",
-        )  # fmt: skip
+        )
     if head.entry_count > c.MAX_METADATA_ENTRIES:
         raise corrupt(
-            "METADATA-COUNT", "metadata table", region.file_offset, _SECTION,
+            "METADATA-COUNT",
+            "metadata table",
+            region.file_offset,
+            _SECTION,
             f"{head.entry_count} entries, and at most 2047 fit",
-        )  # fmt: skip
+        )
     starts = range(_HEAD_SIZE, _HEAD_SIZE + _ENTRY_SIZE * head.entry_count, _ENTRY_SIZE)
     return head, [MetadataTableEntry.parse(table[at : at + _ENTRY_SIZE]) for at in starts]
 
@@ -135,7 +149,9 @@ def read_metadata(region: RegionTableEntry, read: ReadAt) -> Metadata:
     findings: list[Finding] = []
     if head.reserved or any(head.reserved2):
         findings.append(
-            tolerated("METADATA-RESERVED", "metadata table", region.file_offset, _SECTION, "reserved bytes are set")
+            tolerated(
+                "METADATA-RESERVED", "metadata table", region.file_offset, _SECTION, "reserved bytes are set"
+            )
         )
     for number, entry in enumerate(entries):
         _check_entry(entry, region.file_offset + _HEAD_SIZE + _ENTRY_SIZE * number, region, findings)
@@ -163,22 +179,46 @@ def _check_entry(
         raise corrupt("METADATA-RANGE", "metadata entry", place, _SECTION, f"item {name}: {wrong}")
     if not entry.is_user and entry.item_id == c.INCOMPLETE_FILE:
         raise corrupt(
-            "METADATA-INCOMPLETE", "metadata entry", place, "2.6.2", "the file was never finished: its creation was cut short"
+            "METADATA-INCOMPLETE",
+            "metadata entry",
+            place,
+            "2.6.2",
+            "the file was never finished: its creation was cut short",
         )
     if not entry.is_user and entry.is_required and entry.item_id not in KNOWN_ITEMS:
         raise unsupported(
-            "METADATA-UNKNOWN", "metadata entry", place, _SECTION, f"item {entry.item_id} is required, and is not known here"
+            "METADATA-UNKNOWN",
+            "metadata entry",
+            place,
+            _SECTION,
+            f"item {entry.item_id} is required, and is not known here",
         )
     if entry.flags & ~ITEM_FLAGS or entry.reserved2:
-        findings.append(tolerated("METADATA-RESERVED", "metadata entry", place, _SECTION, f"item {name}: reserved bits are set"))
+        findings.append(
+            tolerated(
+                "METADATA-RESERVED", "metadata entry", place, _SECTION, f"item {name}: reserved bits are set"
+            )
+        )
     if entry.is_user:
         if entry.is_required:
             findings.append(
-                tolerated("METADATA-FLAGS", "metadata entry", place, _SECTION, f"user item {entry.item_id} is marked as required")
+                tolerated(
+                    "METADATA-FLAGS",
+                    "metadata entry",
+                    place,
+                    _SECTION,
+                    f"user item {entry.item_id} is marked as required",
+                )
             )
     elif entry.flags & ITEM_FLAGS != _FLAGS.get(entry.item_id, entry.flags & ITEM_FLAGS):
         findings.append(
-            tolerated("METADATA-FLAGS", "metadata entry", place, _SECTION, f"item {name} has the flags {entry.flags}")
+            tolerated(
+                "METADATA-FLAGS",
+                "metadata entry",
+                place,
+                _SECTION,
+                f"item {name} has the flags {entry.flags}",
+            )
         )
 
 
@@ -187,15 +227,24 @@ def _check_all(entries: list[MetadataTableEntry], region: RegionTableEntry) -> N
     users = sum(entry.is_user for entry in entries)
     if users > c.MAX_USER_ENTRIES or len(entries) - users > c.MAX_SYSTEM_ENTRIES:
         raise corrupt(
-            "METADATA-COUNT", "metadata table", place, _SECTION,
+            "METADATA-COUNT",
+            "metadata table",
+            place,
+            _SECTION,
             f"{users} user and {len(entries) - users} system entries; at most 1024 and 1023 are allowed",
-        )  # fmt: skip
+        )
     if len({(entry.item_id, entry.flags & IS_USER) for entry in entries}) < len(entries):
         raise corrupt("METADATA-ID", "metadata table", place, _SECTION, "an item appears twice")
     spans = sorted((entry.offset, entry.offset + entry.length) for entry in entries if entry.length)
     for one, other in zip(spans, spans[1:], strict=False):
         if other[0] < one[1]:
-            raise corrupt("METADATA-OVERLAP", "metadata table", place, _SECTION, f"two items share byte {other[0]:#x} of the region")
+            raise corrupt(
+                "METADATA-OVERLAP",
+                "metadata table",
+                place,
+                _SECTION,
+                f"two items share byte {other[0]:#x} of the region",
+            )
 
 
 def _interpret(system: Items, user: Items, region: RegionTableEntry, findings: list[Finding]) -> Metadata:
@@ -203,40 +252,64 @@ def _interpret(system: Items, user: Items, region: RegionTableEntry, findings: l
     block_size = parameters.block_size
     if block_size & (block_size - 1) or not c.MIN_BLOCK_SIZE <= block_size <= c.MAX_BLOCK_SIZE:
         raise corrupt(
-            "METADATA-BLOCK-SIZE", "File Parameters", system.place(c.FILE_PARAMETERS), "2.6.2.1",
+            "METADATA-BLOCK-SIZE",
+            "File Parameters",
+            system.place(c.FILE_PARAMETERS),
+            "2.6.2.1",
             f"the block size {block_size} is no power of two from 1 to 256 MiB",
-        )  # fmt: skip
+        )
     if parameters.flags & ~(LEAVE_BLOCKS_ALLOCATED | HAS_PARENT):
         findings.append(
-            tolerated("METADATA-RESERVED", "File Parameters", system.place(c.FILE_PARAMETERS), "2.6.2.1", "reserved bits are set")
+            tolerated(
+                "METADATA-RESERVED",
+                "File Parameters",
+                system.place(c.FILE_PARAMETERS),
+                "2.6.2.1",
+                "reserved bits are set",
+            )
         )
     has_parent = bool(parameters.flags & HAS_PARENT)
     leave_allocated = bool(parameters.flags & LEAVE_BLOCKS_ALLOCATED)
     if has_parent and leave_allocated:
         findings.append(
             tolerated(
-                "METADATA-KIND", "File Parameters", system.place(c.FILE_PARAMETERS), "2.6.2.1",
+                "METADATA-KIND",
+                "File Parameters",
+                system.place(c.FILE_PARAMETERS),
+                "2.6.2.1",
                 "LeaveBlocksAllocated is set beside HasParent, and means nothing there",
             )
-        )  # fmt: skip
+        )
     sector_size = SectorSize.parse(_item(system, c.LOGICAL_SECTOR_SIZE, 4, region)).size
     if sector_size not in c.SECTOR_SIZES:
         raise corrupt(
-            "METADATA-SECTOR-SIZE", "Logical Sector Size", system.place(c.LOGICAL_SECTOR_SIZE), "2.6.2.4",
+            "METADATA-SECTOR-SIZE",
+            "Logical Sector Size",
+            system.place(c.LOGICAL_SECTOR_SIZE),
+            "2.6.2.4",
             f"{sector_size} is neither 512 nor 4096",
-        )  # fmt: skip
+        )
     size = VirtualDiskSize.parse(_item(system, c.VIRTUAL_DISK_SIZE, 8, region)).size
     place = system.place(c.VIRTUAL_DISK_SIZE)
     if size % sector_size:
         findings.append(
             tolerated(
-                "METADATA-SIZE", "Virtual Disk Size", place, "2.6.2.2",
+                "METADATA-SIZE",
+                "Virtual Disk Size",
+                place,
+                "2.6.2.2",
                 f"{size} is no multiple of the sector size {sector_size}; it is rounded down",
             )
-        )  # fmt: skip
+        )
         size -= size % sector_size
     if not 0 < size <= c.MAX_VIRTUAL_SIZE:
-        raise corrupt("METADATA-SIZE", "Virtual Disk Size", place, "2.6.2.2", f"{size} bytes are not between one sector and 64 TiB")
+        raise corrupt(
+            "METADATA-SIZE",
+            "Virtual Disk Size",
+            place,
+            "2.6.2.2",
+            f"{size} bytes are not between one sector and 64 TiB",
+        )
     _check_locator(system, region, findings, has_parent=has_parent)
     return Metadata(
         system=system,
@@ -254,10 +327,22 @@ def _interpret(system: Items, user: Items, region: RegionTableEntry, findings: l
 
 def _item(system: Items, item_id: UUID, size: int, region: RegionTableEntry) -> bytes:
     if item_id not in system:
-        raise corrupt("METADATA-MISSING", "metadata table", region.file_offset, "2.6.2", f"there is no item {KNOWN_ITEMS[item_id]}")
+        raise corrupt(
+            "METADATA-MISSING",
+            "metadata table",
+            region.file_offset,
+            "2.6.2",
+            f"there is no item {KNOWN_ITEMS[item_id]}",
+        )
     found = system.entry(item_id).length
     if found != size:
-        raise corrupt("METADATA-LENGTH", KNOWN_ITEMS[item_id], system.place(item_id), "2.6.2", f"it has {found} bytes instead of {size}")
+        raise corrupt(
+            "METADATA-LENGTH",
+            KNOWN_ITEMS[item_id],
+            system.place(item_id),
+            "2.6.2",
+            f"it has {found} bytes instead of {size}",
+        )
     return system[item_id]
 
 
@@ -270,7 +355,11 @@ def _physical_sector_size(system: Items, region: RegionTableEntry, findings: lis
             return found
     place = system.place(item_id) if item_id in system else region.file_offset
     what = "missing or of a wrong length" if found is None else f"{found}, neither 512 nor 4096"
-    findings.append(tolerated("METADATA-PHYSICAL-SIZE", "Physical Sector Size", place, "2.6.2.5", f"it is {what}; taken as 4096"))
+    findings.append(
+        tolerated(
+            "METADATA-PHYSICAL-SIZE", "Physical Sector Size", place, "2.6.2.5", f"it is {what}; taken as 4096"
+        )
+    )
     return 4096
 
 
@@ -281,17 +370,36 @@ def _disk_id(system: Items, region: RegionTableEntry, findings: list[Finding]) -
         if found != c.ZERO_GUID:
             return found
     place = system.place(item_id) if item_id in system else region.file_offset
-    findings.append(tolerated("METADATA-DISK-ID", "Virtual Disk ID", place, "2.6.2.3", "it is missing, zero or of a wrong length"))
+    findings.append(
+        tolerated(
+            "METADATA-DISK-ID",
+            "Virtual Disk ID",
+            place,
+            "2.6.2.3",
+            "it is missing, zero or of a wrong length",
+        )
+    )
     return c.ZERO_GUID
 
 
-def _check_locator(system: Items, region: RegionTableEntry, findings: list[Finding], *, has_parent: bool) -> None:
+def _check_locator(
+    system: Items, region: RegionTableEntry, findings: list[Finding], *, has_parent: bool
+) -> None:
     if has_parent and c.PARENT_LOCATOR not in system:
-        raise corrupt("LOCATOR-MISSING", "metadata table", region.file_offset, "2.6.2.6", "HasParent is set, and there is no parent locator")
+        raise corrupt(
+            "LOCATOR-MISSING",
+            "metadata table",
+            region.file_offset,
+            "2.6.2.6",
+            "HasParent is set, and there is no parent locator",
+        )
     if not has_parent and c.PARENT_LOCATOR in system:
         findings.append(
             tolerated(
-                "LOCATOR-LEFTOVER", "Parent Locator", system.place(c.PARENT_LOCATOR), "2.6.2.6",
+                "LOCATOR-LEFTOVER",
+                "Parent Locator",
+                system.place(c.PARENT_LOCATOR),
+                "2.6.2.6",
                 "there is a parent locator, and HasParent is not set",
             )
-        )  # fmt: skip
+        )

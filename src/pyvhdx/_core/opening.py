@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 
 class OpenFile(NamedTuple):
-    """One file, ready to read: `storage` shows it with its log replayed."""
+    """One file, ready to read: `raw` is the file as it is, `storage` shows it with its log replayed."""
 
+    raw: Storage
     storage: Storage
     creator: str
     header: Header
@@ -61,8 +62,11 @@ def open_file(storage: Storage, *, replay_log: bool = True) -> OpenFile:
         if replay.entries and not replay_log:
             raise LogPendingError(
                 f"{len(replay.entries)} entries of the log are to be replayed first",
-                "LOG-PENDING", "log", header.log_offset, "2.3.3",
-            )  # fmt: skip
+                "LOG-PENDING",
+                "log",
+                header.log_offset,
+                "2.3.3",
+            )
     shown = overlay_of(storage, replay)
     regions = regions_of(shown, header)
     metadata = read_metadata(regions.metadata, shown.read_at)
@@ -70,7 +74,12 @@ def open_file(storage: Storage, *, replay_log: bool = True) -> OpenFile:
     bat = BlockAllocationTable(shown.read_at, regions.bat, geometry, differencing=metadata.has_parent)
     taken = [Span(entry.file_offset, entry.end, "region") for entry in regions.entries]
     blocks = BlockMap(
-        geometry, bat, shown.read_at, shown.size(), [*taken, log_span(header)], differencing=metadata.has_parent
+        geometry,
+        bat,
+        shown.read_at,
+        shown.size(),
+        [*taken, log_span(header)],
+        differencing=metadata.has_parent,
     )
     findings = [
         *current.findings,
@@ -78,7 +87,9 @@ def open_file(storage: Storage, *, replay_log: bool = True) -> OpenFile:
         *regions.findings,
         *metadata.findings,
     ]
-    return OpenFile(shown, creator, header, regions, metadata, geometry, bat, blocks, replay, findings)
+    return OpenFile(
+        storage, shown, creator, header, regions, metadata, geometry, bat, blocks, replay, findings
+    )
 
 
 def read_identifier(storage: Storage) -> str:
@@ -88,12 +99,17 @@ def read_identifier(storage: Storage) -> str:
     if not head.startswith(c.IDENTIFIER_SIGNATURE):
         if any(is_valid_header(data) for data in _header_copies(storage)):
             raise corrupt(
-                "IDENTIFIER", "file identifier", 0, "2.2.1",
+                "IDENTIFIER",
+                "file identifier",
+                0,
+                "2.2.1",
                 f"the signature is {head[:8]!r}, not 'vhdxfile', and a header follows that is right",
-            )  # fmt: skip
+            )
         raise NotVHDXError(_what_it_is(storage, head, size), "NOT-VHDX", "file identifier", 0, "2.2.1")
     if size < c.HEADER_SECTION_SIZE:
-        raise corrupt("FILE-SIZE", "file", size, "2.1", f"the file ends after {size} bytes, inside the header section")
+        raise corrupt(
+            "FILE-SIZE", "file", size, "2.1", f"the file ends after {size} bytes, inside the header section"
+        )
     return decode_creator(FileIdentifier.parse(head).creator)
 
 

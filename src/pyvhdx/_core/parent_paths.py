@@ -78,7 +78,7 @@ def _absolute(text: str, flavour: ModuleType) -> Candidate:
         return Candidate(text, text, True)
     if _VOLUME.match(text):
         return Candidate(text, None, True, "it names a Windows volume")
-    bare = text[4:] if text.startswith("\\\\?\\") else text
+    bare = text.removeprefix("\\\\?\\")
     if ntpath.splitdrive(bare)[0] or bare.startswith("UNC\\"):
         return Candidate(text, None, True, "it names a Windows drive or share")
     return Candidate(text, posixpath.join("/", _here(bare, flavour)), True)
@@ -94,7 +94,7 @@ def paths_to(parent: str, folder: str, flavour: ModuleType) -> dict[str, str]:
     """
     paths = {}
     if flavour is ntpath:
-        bare = parent[4:] if parent.startswith("\\\\?\\") else parent
+        bare = parent.removeprefix("\\\\?\\")
         if bare.startswith("\\\\"):
             bare = "UNC" + bare[1:]
         paths[form.ABSOLUTE_WIN32_PATH] = "\\\\?\\" + bare

@@ -56,26 +56,40 @@ def read_regions(copies: tuple[bytes, bytes], log: Span, *, log_in_use: bool, fi
     valid = [is_valid_region_table(data) for data in copies]
     if not any(valid):
         raise corrupt(
-            "REGION-NONE", "region tables", REGION_TABLE_OFFSETS[0], _SECTION,
+            "REGION-NONE",
+            "region tables",
+            REGION_TABLE_OFFSETS[0],
+            _SECTION,
             "neither copy has the signature 'regi' and a right checksum",
-        )  # fmt: skip
+        )
     used = 0 if valid[0] else 1
     table = REGION_TABLE_OFFSETS[used]
     findings = []
     if not all(valid):
         findings.append(
             tolerated(
-                "REGION-COPY", "region table", REGION_TABLE_OFFSETS[1 - used], _SECTION,
+                "REGION-COPY",
+                "region table",
+                REGION_TABLE_OFFSETS[1 - used],
+                _SECTION,
                 "this copy has a wrong signature or checksum; the other is used",
-            )  # fmt: skip
+            )
         )
     elif copies[0] != copies[1]:
         findings.append(
-            tolerated("REGION-COPIES", "region tables", table, _SECTION, "the two copies differ; the first is used")
+            tolerated(
+                "REGION-COPIES", "region tables", table, _SECTION, "the two copies differ; the first is used"
+            )
         )
     head = RegionTableHeader.parse(copies[used])
     if head.entry_count > MAX_REGION_ENTRIES:
-        raise corrupt("REGION-COUNT", "region table", table, _SECTION, f"{head.entry_count} entries, and at most 2047 fit")
+        raise corrupt(
+            "REGION-COUNT",
+            "region table",
+            table,
+            _SECTION,
+            f"{head.entry_count} entries, and at most 2047 fit",
+        )
     entries = parse_region_entries(copies[used], head.entry_count)
     _check_entries(entries, table)
     _check_overlaps(entries, log, findings, table, log_in_use=log_in_use)
@@ -88,7 +102,9 @@ def read_regions(copies: tuple[bytes, bytes], log: Span, *, log_in_use: bool, fi
             message = f"the {_name(entry)} region ends at {entry.end:#x}, behind the end of the file at {file_size:#x}"
             if entry.guid in _KNOWN:
                 raise corrupt("REGION-RANGE", "region table", _place(table, number), _SECTION, message)
-            findings.append(tolerated("REGION-RANGE", "region table", _place(table, number), _SECTION, message))
+            findings.append(
+                tolerated("REGION-RANGE", "region table", _place(table, number), _SECTION, message)
+            )
     return Regions(known[BAT_REGION], known[METADATA_REGION], entries, findings)
 
 
@@ -97,7 +113,13 @@ def _check_entries(entries: list[RegionTableEntry], table: int) -> None:
     for number, entry in enumerate(entries):
         place = _place(table, number)
         if entry.guid == ZERO_GUID or entry.guid in seen:
-            raise corrupt("REGION-GUID", "region table", place, _SECTION, f"region {entry.guid} is zero or appears twice")
+            raise corrupt(
+                "REGION-GUID",
+                "region table",
+                place,
+                _SECTION,
+                f"region {entry.guid} is zero or appears twice",
+            )
         seen.add(entry.guid)
         if (
             entry.file_offset % ALIGNMENT
@@ -106,15 +128,21 @@ def _check_entries(entries: list[RegionTableEntry], table: int) -> None:
             or entry.file_offset < HEADER_SECTION_SIZE
         ):
             raise corrupt(
-                "REGION-RANGE", "region table", place, _SECTION,
+                "REGION-RANGE",
+                "region table",
+                place,
+                _SECTION,
                 f"the {_name(entry)} region has offset {entry.file_offset:#x} and length {entry.length:#x}; "
                 "both must be multiples of 1 MiB, behind the header section, and not empty",
-            )  # fmt: skip
+            )
         if entry.required & 1 and entry.guid not in _KNOWN:
             raise unsupported(
-                "REGION-UNKNOWN", "region table", place, _SECTION,
+                "REGION-UNKNOWN",
+                "region table",
+                place,
+                _SECTION,
                 f"region {entry.guid} is required, and is not known here",
-            )  # fmt: skip
+            )
 
 
 def _check_overlaps(

@@ -8,6 +8,7 @@ refused, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -81,7 +82,5 @@ def _end_by_exception(number: int) -> None:
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    try:
+    with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(number, interrupt)
-    except ValueError:  # not in the main thread
-        pass

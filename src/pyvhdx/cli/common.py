@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from typing_extensions import Self
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([bKMGTPE]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = {unit: 1 << 10 * power for power, unit in enumerate(("", "K", "M", "G", "T", "P", "E"))} | {"B": 1}
 
@@ -36,7 +38,9 @@ def human(count: int) -> str:
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Add ``--output``."""
-    parser.add_argument("--output", choices=("human", "json"), default="human", help="how to write the answer")
+    parser.add_argument(
+        "--output", choices=("human", "json"), default="human", help="how to write the answer"
+    )
 
 
 def add_quiet(parser: argparse.ArgumentParser) -> None:
@@ -49,22 +53,32 @@ def add_open(parser: argparse.ArgumentParser, *, alone: bool = True) -> None:
     """Add the options of `pyvhdx.open`."""
     group = parser.add_argument_group("opening")
     choice = group.add_mutually_exclusive_group()
-    choice.add_argument("--parent", metavar="FILE", help="take this file as the parent, whatever the locator says")
+    choice.add_argument(
+        "--parent", metavar="FILE", help="take this file as the parent, whatever the locator says"
+    )
     if alone:
         choice.add_argument("--no-parent", action="store_true", help="open this file alone")
     group.add_argument(
         "--search", metavar="DIR", action="append", default=[], help="look for parents in this folder too"
     )
     group.add_argument(
-        "--allow-absolute", metavar="DIR", action="append", default=[],
+        "--allow-absolute",
+        metavar="DIR",
+        action="append",
+        default=[],
         help="follow absolute paths of a locator into this folder",
-    )  # fmt: skip
+    )
     group.add_argument("--within", metavar="DIR", help="refuse parents outside this folder")
     group.add_argument(
-        "--no-verify-parent", action="store_true", help="open a parent that was changed since the child was made"
+        "--no-verify-parent",
+        action="store_true",
+        help="open a parent that was changed since the child was made",
     )
     group.add_argument(
-        "--log", choices=("auto", "refuse"), default="auto", help="what to do with a pending log: replay in memory, or stop"
+        "--log",
+        choices=("auto", "refuse"),
+        default="auto",
+        help="what to do with a pending log: replay in memory, or stop",
     )
     group.add_argument("-U", "--force-share", action="store_true", help="open without locks")
 
@@ -114,7 +128,7 @@ class Progress:
             text = f"{100 * done / total:.1f} %" if total else human(done)
             print(f"\r\x1b[K    {text}", end="", file=sys.stderr, flush=True)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -22,7 +22,9 @@ def add_to(commands: Any) -> None:
     parser.add_argument("source", help="a disk image or block device; - is a raw disk on standard input")
     parser.add_argument("target", help="the file to make; - is a raw disk on standard output")
     parser.add_argument("-f", dest="source_format", choices=("raw", "vhdx"), help="what the source is")
-    parser.add_argument("-O", dest="format", choices=("raw", "vhdx"), help="what to make; else the suffix decides")
+    parser.add_argument(
+        "-O", dest="format", choices=("raw", "vhdx"), help="what to make; else the suffix decides"
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing target")
     common.add_quiet(parser)
     common.add_output(parser)
@@ -31,15 +33,25 @@ def add_to(commands: Any) -> None:
     group.add_argument("--block-size", type=common.size, metavar="SIZE", help="1M to 256M, a power of two")
     group.add_argument("--logical-sector-size", type=int, choices=(512, 4096))
     group.add_argument("--physical-sector-size", type=int, choices=(512, 4096))
-    group.add_argument("--log-size", type=common.size, default=1 << 20, metavar="SIZE", help="a multiple of 1M")
+    group.add_argument(
+        "--log-size", type=common.size, default=1 << 20, metavar="SIZE", help="a multiple of 1M"
+    )
     group.add_argument("--seed", metavar="TEXT", help="derive every GUID from this, for equal files")
     common.add_open(parser)
     parser.set_defaults(run=run)
 
 
 def run(parsed: Namespace) -> None:
-    standard = {"no_parent": False, "parent": None, "search": [], "allow_absolute": [], "within": None,
-                "no_verify_parent": False, "log": "auto", "force_share": False}  # fmt: skip
+    standard: dict[str, Any] = {
+        "no_parent": False,
+        "parent": None,
+        "search": [],
+        "allow_absolute": [],
+        "within": None,
+        "no_verify_parent": False,
+        "log": "auto",
+        "force_share": False,
+    }
     given = any(getattr(parsed, name) != value for name, value in standard.items())
     with common.Progress(parsed) as progress:
         report = convert(

@@ -17,8 +17,12 @@ def add_to(commands: Any) -> None:
     """Add the sub-command."""
     parser = commands.add_parser("create", help="make an empty disk, or the child of another")
     parser.add_argument("image", help="the file to make")
-    parser.add_argument("size", nargs="?", type=common.size, help="virtual size, such as 10G; a child has its parent's")
-    parser.add_argument("-b", "--backing", dest="parent", metavar="FILE", help="the parent of a differencing disk")
+    parser.add_argument(
+        "size", nargs="?", type=common.size, help="virtual size, such as 10G; a child has its parent's"
+    )
+    parser.add_argument(
+        "-b", "--backing", dest="parent", metavar="FILE", help="the parent of a differencing disk"
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     parser.add_argument("-q", "--quiet", action="store_true", help="no report")
     common.add_output(parser)
@@ -27,7 +31,9 @@ def add_to(commands: Any) -> None:
     group.add_argument("--block-size", type=common.size, metavar="SIZE", help="1M to 256M, a power of two")
     group.add_argument("--logical-sector-size", type=int, choices=(512, 4096))
     group.add_argument("--physical-sector-size", type=int, choices=(512, 4096))
-    group.add_argument("--log-size", type=common.size, default=1 << 20, metavar="SIZE", help="a multiple of 1M")
+    group.add_argument(
+        "--log-size", type=common.size, default=1 << 20, metavar="SIZE", help="a multiple of 1M"
+    )
     group.add_argument("--disk-id", type=UUID, metavar="GUID", help="the identity of the virtual disk")
     group.add_argument("--seed", metavar="TEXT", help="derive every GUID from this, for equal files")
     group.add_argument("--creator", default=DEFAULT_CREATOR, metavar="TEXT")

@@ -68,6 +68,10 @@ def _print_tree(value: Any, indent: str = "") -> None:
 
 
 def _text(name: str | int, value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool) and ("offset" in str(name) or name == "position"):
+    if (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and ("offset" in str(name) or name == "position")
+    ):
         return f"{value:#x}"
     return "-" if value is None or value in ([], {}) else str(value)

@@ -111,4 +111,6 @@ def print_human(info: ImageInfo, missing: str | None = None) -> None:
 
 def _named_parent(info: ImageInfo) -> str | None:
     pairs = info.parent_locator or {}
-    return next((pairs[key] for key in (RELATIVE_PATH, VOLUME_PATH, ABSOLUTE_WIN32_PATH) if key in pairs), None)
+    return next(
+        (pairs[key] for key in (RELATIVE_PATH, VOLUME_PATH, ABSOLUTE_WIN32_PATH) if key in pairs), None
+    )

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from pyvhdx._types import Buffer
 else:
 
-    def dataclass_transform(**_kwargs):
+    def dataclass_transform(**_kwargs: object) -> object:
         return lambda decorator: decorator
 
 
-_T = TypeVar("_T", bound=type)
+_T = TypeVar("_T")
 
 
 if TYPE_CHECKING:
@@ -90,13 +90,13 @@ class Record:
 
 
 @dataclass_transform(field_specifiers=(on_disk,), kw_only_default=True, frozen_default=True)
-def record(cls: _T) -> _T:
+def record(cls: type[_T]) -> type[_T]:
     """Make *cls* a frozen dataclass with the layout that its `on_disk` fields declare."""
-    made = dataclass(frozen=True, slots=True, kw_only=True)(cls)
-    subcons = {f.name: f.metadata["subcon"] for f in fields(made)}
+    made: Any = dataclass(frozen=True, slots=True, kw_only=True)(cls)
+    subcons: dict[str, Any] = {f.name: f.metadata["subcon"] for f in fields(made)}
     made.layout = Struct(*(name / subcon for name, subcon in subcons.items()))
     made.packer = struct.Struct("<" + "".join(map(_code, subcons.values())))
-    return made
+    return made  # type: ignore[no-any-return]  # the same class, with slots
 
 
 def _code(subcon: Any) -> str:

@@ -9,7 +9,6 @@ import warnings
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyvhdx._core.layout import Disk
 from pyvhdx.chain import open as open_image
 from pyvhdx.errors import NotVHDXError, RequestError
 from pyvhdx.format.constants import IDENTIFIER_SIGNATURE, MAX_VIRTUAL_SIZE, round_up
@@ -22,6 +21,7 @@ from pyvhdx.storage import LocalFile, new_file, open_file_object, open_local
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pyvhdx._core.layout import Disk
     from pyvhdx._types import PathLike, Progress, Source
     from pyvhdx.storage import Storage
 
@@ -123,8 +123,13 @@ def convert(
             )
         else:
             if (kind, block_size, logical_sector_size, physical_sector_size, log_size, seed) != (
-                "dynamic", None, None, None, 1 << 20, None,
-            ):  # fmt: skip
+                "dynamic",
+                None,
+                None,
+                None,
+                1 << 20,
+                None,
+            ):
                 raise RequestError("kind, seed and the sizes belong to a VHDX target, and the target is raw")
             write = lambda storage: _write_raw(disk, storage, progress)  # noqa: E731 - the other one
         if disk.size == 0:
@@ -232,7 +237,7 @@ class _VHDXDisk(_Disk):
             if extent.file_offset is None:
                 continue
             # The file may have holes inside its blocks.
-            for start, end in _data_in(chain[extent.depth]._storage, extent.file_offset, extent.length):
+            for start, end in _data_in(chain[extent.depth]._file.storage, extent.file_offset, extent.length):
                 shift = extent.offset - extent.file_offset
                 yield start + shift, end + shift
 
@@ -251,7 +256,9 @@ class _RawDisk(_Disk):
 
     def fill(self, view: memoryview, offset: int) -> None:
         if self.storage.read_into(view, offset) != len(view):
-            raise OSError(f"{self.name}: the file ended before {offset + len(view):#x}; it was longer at first")
+            raise OSError(
+                f"{self.name}: the file ended before {offset + len(view):#x}; it was longer at first"
+            )
 
 
 class _Stream(_Disk):
@@ -370,7 +377,9 @@ def _target_format(target: Source, format: str | None) -> str:
         return "vhdx"
     if name.endswith(_RAW_SUFFIXES):
         return "raw"
-    raise RequestError(f'the format of {_name_of(target)} cannot be told from its name; give format="vhdx" or "raw"')
+    raise RequestError(
+        f'the format of {_name_of(target)} cannot be told from its name; give format="vhdx" or "raw"'
+    )
 
 
 def _write_vhdx(
@@ -449,7 +458,7 @@ def _refuse_source(target: PathLike, source: _Disk) -> None:
         status = os.stat(target)
     except OSError:
         return
-    storages = [image._raw for image in source.image.chain] if source.image is not None else []
+    storages = [image._file.raw for image in source.image.chain] if source.image is not None else []
     if isinstance(source, _RawDisk):
         storages.append(source.storage)
     for storage in storages:

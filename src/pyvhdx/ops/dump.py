@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from pyvhdx._core import opening
-from pyvhdx._core.geometry import Geometry
 from pyvhdx._core.locator import read_pairs
 from pyvhdx._core.log_entry import targets
 from pyvhdx._core.log_reader import Ring, active_sequence, scan
@@ -37,6 +36,7 @@ from pyvhdx.storage.locks import READER
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pyvhdx._core.geometry import Geometry
     from pyvhdx._types import Source
     from pyvhdx.format.record import Record
     from pyvhdx.storage import Storage
@@ -55,7 +55,9 @@ _ITEM_RECORDS: dict[UUID, type[Record]] = {
 @contextlib.contextmanager
 def opened(source: Source, *, lock: bool = True) -> Iterator[Storage]:
     """Open *source* for the functions below, which look no further than they must."""
-    storage: Storage = open_local(source) if isinstance(source, (str, os.PathLike)) else open_file_object(source)
+    storage: Storage = (
+        open_local(source) if isinstance(source, (str, os.PathLike)) else open_file_object(source)
+    )
     try:
         if lock and isinstance(storage, LocalFile):
             storage.lock(READER)
@@ -102,7 +104,11 @@ def dump_metadata(storage: Storage) -> list[dict[str, Any]]:
     items = []
     for entry in entries:
         name = None if entry.is_user else KNOWN_ITEMS.get(entry.item_id)
-        item = {"name": name, **_plain(entry), "file_offset": region.file_offset + entry.offset}
+        item: dict[str, Any] = {
+            "name": name,
+            **_plain(entry),
+            "file_offset": region.file_offset + entry.offset,
+        }
         if entry.length <= c.MAX_ITEM_SIZE:
             data = Items({entry.item_id: entry}, region, shown.read_at)[entry.item_id]
             kind = None if entry.is_user else _ITEM_RECORDS.get(entry.item_id)
@@ -129,11 +135,19 @@ def dump_log(storage: Storage) -> dict[str, Any]:
     candidates = scan(ring, header.log_guid)
     active = {entry.position for entry in active_sequence(candidates, ring.length)}
     for entry, fault in candidates:
-        described = {"position": entry.position, "active": entry.position in active, "fault": fault}
+        described: dict[str, Any] = {
+            "position": entry.position,
+            "active": entry.position in active,
+            "fault": fault,
+        }
         described |= _plain(entry.header)
         if fault is None:
             described["descriptors"] = [
-                {"kind": "zero" if target.ends is None else "data", "offset": target.offset, "length": target.length}
+                {
+                    "kind": "zero" if target.ends is None else "data",
+                    "offset": target.offset,
+                    "length": target.length,
+                }
                 for target in targets(entry, ring.reader(entry.position))
             ]
         answer["entries"].append(described)

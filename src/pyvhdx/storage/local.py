@@ -237,14 +237,12 @@ def open_local(path: PathLike, *, devices: bool = True, follow: bool = True) -> 
     if sys.platform == "win32" and os.path.isdir(name):  # Windows says "permission denied"
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
     fd = os.open(name, flags)
-    try:
-        mode = os.fstat(fd).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
-        if not (stat.S_ISREG(mode) or (devices and stat.S_ISBLK(mode))):
-            wanted = "neither a regular file nor a block device" if devices else "not a regular file"
-            raise OSError(errno.EINVAL, wanted, name)
-    except BaseException:
-        os.close(fd)
-        raise
-    return LocalFile(fd, name)
+    file = LocalFile(fd, name)
+    mode = file.status().st_mode
+    if stat.S_ISREG(mode) or (devices and stat.S_ISBLK(mode)):
+        return file
+    file.close()
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    wanted = "neither a regular file nor a block device" if devices else "not a regular file"
+    raise OSError(errno.EINVAL, wanted, name)

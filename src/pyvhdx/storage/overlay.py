@@ -76,13 +76,13 @@ class Overlay:
             bisect_right(self._zero_ends, offset) == bisect_left(self._zero_starts, end)
         )
 
-    def write_at(self, data: Buffer, offset: int) -> None:
+    def write_at(self, data: Buffer, offset: int) -> None:  # noqa: ARG002 - never called
         raise _read_only()
 
     def flush(self) -> None:
         raise _read_only()
 
-    def truncate(self, size: int) -> None:
+    def truncate(self, size: int) -> None:  # noqa: ARG002 - never called
         raise _read_only()
 
     def size(self) -> int:
