@@ -85,8 +85,13 @@ class Record:
 
     def build(self) -> bytes:
         """Return the structure as it stands on disk."""
-        built: bytes = self.layout.build({name: getattr(self, name) for name in self.__slots__})
+        built: bytes = self.layout.build(vars_of(self))
         return built
+
+
+def vars_of(record: Record) -> dict[str, Any]:
+    """Return the fields of a structure by name, in the order of the disk."""
+    return {f.name: getattr(record, f.name) for f in fields(record)}  # type: ignore[arg-type]  # a dataclass, see record()
 
 
 @dataclass_transform(field_specifiers=(on_disk,), kw_only_default=True, frozen_default=True)

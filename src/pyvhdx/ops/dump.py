@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -25,6 +24,7 @@ from pyvhdx.format.metadata import (
     VirtualDiskId,
     VirtualDiskSize,
 )
+from pyvhdx.format.record import vars_of
 from pyvhdx.format.region import (
     RegionTableHeader,
     is_valid_region_table,
@@ -209,7 +209,7 @@ def _replayed(storage: Storage) -> Storage:
 def _plain(record: Record) -> dict[str, Any]:
     """Return the fields of a structure as values that JSON can hold."""
     plain = {}
-    for name, value in asdict(record).items():  # type: ignore[call-overload]  # every Record is a dataclass
+    for name, value in vars_of(record).items():
         if isinstance(value, bytes):
             plain[name] = value.decode("ascii") if value.isascii() and value.isalnum() else value.hex()
         else:

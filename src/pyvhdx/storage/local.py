@@ -7,16 +7,21 @@ import os
 import stat
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyvhdx.storage import locks
 
 if TYPE_CHECKING:
     from pyvhdx._types import Buffer, PathLike
 
-# Windows has no pread; the tests switch these off to run its code path here.
+# Windows has none of these; the tests switch the first two off to run its code path here.
 HAVE_PREAD = hasattr(os, "pread")
 HAVE_PREADV = hasattr(os, "preadv")
+_pread: Any = getattr(os, "pread", None)
+_preadv: Any = getattr(os, "preadv", None)
+_pwrite: Any = getattr(os, "pwrite", None)
+_SEEK_DATA: int | None = getattr(os, "SEEK_DATA", None)
+_SEEK_HOLE: int | None = getattr(os, "SEEK_HOLE", None)
 
 # Opened without blocking, because what looks like a file may be a pipe that nobody writes to.
 _OPEN_FLAGS = (
@@ -44,7 +49,7 @@ class LocalFile:
         self._gate = threading.Lock()
         self._locked_by: int | None = None
 
-    def lock(self, use: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    def lock(self, use: locks.Use) -> None:
         """Take the locks of *use*, `locks.READER` or `locks.WRITER`; raise `LockedError` if held."""
         if locks.lock(self._fd, self.name, use):
             self._locked_by = os.getpid()
@@ -56,7 +61,7 @@ class LocalFile:
                 raise _closed()
             if not HAVE_PREAD:
                 return self._seek_and_read(size, offset)
-            data = os.pread(self._fd, size, offset)
+            data: bytes = _pread(self._fd, size, offset)
             if len(data) == size or not data:
                 return data
             return self._read_rest(data, size, offset)
@@ -70,7 +75,7 @@ class LocalFile:
         pieces = [start]
         done = len(start)
         while done < size:
-            piece = os.pread(self._fd, size - done, offset + done)
+            piece = _pread(self._fd, size - done, offset + done)
             if not piece:
                 break
             pieces.append(piece)
@@ -96,9 +101,9 @@ class LocalFile:
             if self._closed:
                 raise _closed()
             size = len(buffer)
-            done = os.preadv(self._fd, [buffer], offset)
+            done: int = _preadv(self._fd, [buffer], offset)
             while 0 < done < size:
-                more = os.preadv(self._fd, [buffer[done:]], offset + done)
+                more = _preadv(self._fd, [buffer[done:]], offset + done)
                 if not more:
                     break
                 done += more
@@ -121,7 +126,7 @@ class LocalFile:
                         view = view[os.write(self._fd, view) :]
                 return
             while view:
-                done = os.pwrite(self._fd, view, offset)
+                done = _pwrite(self._fd, view, offset)
                 view = view[done:]
                 offset += done
         finally:
@@ -163,12 +168,12 @@ class LocalFile:
         end = self.size()
         if offset >= end:
             return None
-        if not hasattr(os, "SEEK_DATA"):
+        if _SEEK_DATA is None or _SEEK_HOLE is None:
             return offset, end
         with self._kept_position():
             try:
-                start = os.lseek(self._fd, offset, os.SEEK_DATA)
-                return start, os.lseek(self._fd, start, os.SEEK_HOLE)
+                start = os.lseek(self._fd, offset, _SEEK_DATA)
+                return start, os.lseek(self._fd, start, _SEEK_HOLE)
             except OSError as error:
                 if error.errno == errno.ENXIO:  # no data up to the end
                     return None

@@ -15,13 +15,17 @@ import os
 import struct
 import sys
 import warnings
+from typing import TypeAlias
 
 from pyvhdx.errors import LockedError
 
+Use: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
+"""What a use has, and what it does not share, as numbers of permissions."""
+
 CONSISTENT_READ, WRITE, RESIZE = 0, 1, 3
 
-READER = ((CONSISTENT_READ,), (WRITE, RESIZE))
-WRITER = ((CONSISTENT_READ, WRITE, RESIZE), (WRITE, RESIZE))
+READER: Use = ((CONSISTENT_READ,), (WRITE, RESIZE))
+WRITER: Use = ((CONSISTENT_READ, WRITE, RESIZE), (WRITE, RESIZE))
 
 _HAVE, _UNSHARED = 100, 200
 
@@ -32,58 +36,61 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 _FLOCK = struct.Struct("hhqqi4x")
 
 
-def lock(fd: int, name: str, use: tuple[tuple[int, ...], tuple[int, ...]]) -> bool:
+def lock(fd: int, name: str, use: Use) -> bool:
     """
     Take the locks of *use* on *fd*; return whether there is anything to unlock.
 
     Raises `LockedError` where another open file excludes this use.  A file system without locks
     gives a `RuntimeWarning`; a system without OFD locks has none to take.
     """
-    if sys.platform != "linux":
-        return False
-    have, unshared = use
     try:
-        for byte in [_HAVE + n for n in have] + [_UNSHARED + n for n in unshared]:
-            _take(fd, byte)
-        held = [_UNSHARED + n for n in have] + [_HAVE + n for n in unshared]
-        if any(_is_held(fd, byte) for byte in held):
-            unlock(fd)
-            raise LockedError(
-                f"{name}: another process has this file open in a way that excludes this use; "
-                "close it there, or pass lock=False to look at the file as it is"
-            )
+        conflict = _take(fd, use)
     except OSError as error:
-        if isinstance(error, LockedError) or error.errno not in _NO_LOCKS:
+        if error.errno not in _NO_LOCKS:
             raise
         warnings.warn(
-            f"{name}: its file system has no locks ({os.strerror(error.errno or 0)}), "
-            "so nothing keeps others from changing the file",
+            f"{name}: its file system has no locks ({error.strerror}), so nothing keeps others from changing the file",
             RuntimeWarning,
             stacklevel=2,
         )
         return False
-    return True
-
-
-def unlock(fd: int) -> None:
-    """Give back every lock of the open file behind *fd*."""
-    if sys.platform == "linux":
-        import fcntl  # noqa: PLC0415 - not on Windows
-
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
+    if conflict:
+        unlock(fd)
+        raise LockedError(
+            f"{name}: another process has this file open in a way that excludes this use; "
+            "close it there, or open without locks (lock=False, or -U of the command)"
+        )
+    return sys.platform == "linux"
 
 
 if sys.platform == "linux":
     import fcntl
 
-    def _take(fd: int, byte: int) -> None:
+    def _take(fd: int, use: Use) -> bool:
+        """Take the locks of a use; return whether someone else's exclude it."""
+        have, unshared = use
         try:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0))
-        except BlockingIOError as error:
-            raise LockedError(f"another process holds an exclusive lock on byte {byte}") from error
+            for byte in [_HAVE + n for n in have] + [_UNSHARED + n for n in unshared]:
+                _flock(fcntl.F_OFD_SETLK, fd, fcntl.F_RDLCK, byte)
+        except BlockingIOError:  # an exclusive lock, which QEMU never takes
+            return True
+        against = [_UNSHARED + n for n in have] + [_HAVE + n for n in unshared]
+        return any(_flock(fcntl.F_OFD_GETLK, fd, fcntl.F_WRLCK, byte) != fcntl.F_UNLCK for byte in against)
 
-    def _is_held(fd: int, byte: int) -> bool:
-        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
-        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked)
-        kind: int = _FLOCK.unpack(answer[: _FLOCK.size])[0]
-        return kind != fcntl.F_UNLCK
+    def unlock(fd: int) -> None:
+        """Give back every lock of the open file behind *fd*."""
+        _flock(fcntl.F_OFD_SETLK, fd, fcntl.F_UNLCK, 0, length=0)
+
+    def _flock(call: int, fd: int, kind: int, start: int, length: int = 1) -> int:
+        """Set or test a lock, and return its kind in the kernel's answer."""
+        answer = fcntl.fcntl(fd, call, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
+        found: int = _FLOCK.unpack(answer)[0]
+        return found
+
+else:
+
+    def _take(fd: int, use: Use) -> bool:  # noqa: ARG001 - nothing to take
+        return False
+
+    def unlock(fd: int) -> None:
+        """There is nothing to give back."""
