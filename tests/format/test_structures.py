@@ -11,7 +11,7 @@ import pytest
 from pyvhdx.format import header, locator, log, metadata, region
 from pyvhdx.format.bat import BAT_ENTRY, split_entry
 from pyvhdx.format.identifier import FileIdentifier, decode_creator, encode_creator
-from pyvhdx.format.record import Record, TooShortError
+from pyvhdx.format.record import Record, TooShortError, vars_of
 
 ONE = UUID("00112233-4455-6677-8899-aabbccddeeff")
 TWO = UUID("f0e0d0c0-b0a0-9080-7060-504030201000")
@@ -112,7 +112,7 @@ class TestStructures:
         """`packer` comes from the same declaration as construct's layout, and must say the same."""
         cls = type(value)
         assert cls.packer.size == cls.layout.sizeof() == len(on_disk)
-        slow = [v.bytes_le if isinstance(v, UUID) else v for v in (getattr(value, n) for n in cls.__slots__)]
+        slow = [v.bytes_le if isinstance(v, UUID) else v for v in vars_of(value).values()]
         assert list(cls.packer.unpack(on_disk)) == slow
 
     def test_says_so_when_bytes_are_missing(self, value: Record, on_disk: bytes) -> None:

@@ -7,12 +7,12 @@ that was never written to costs one shared page.
 
 from __future__ import annotations
 
-import sys
 from array import array
 from typing import TYPE_CHECKING
 
 from pyvhdx._core.findings import corrupt
 from pyvhdx.format.constants import BAT_ENTRY_SIZE
+from pyvhdx.format.table import integers
 
 if TYPE_CHECKING:
     from pyvhdx._core.geometry import Geometry
@@ -24,14 +24,6 @@ _PAGE_SHIFT = 9
 _ENTRIES = _PAGE_SIZE // BAT_ENTRY_SIZE
 _ZERO_PAGE = bytes(_PAGE_SIZE)
 _MAX_PAGES = 4096
-
-
-def entries_from(data: bytes) -> array[int]:
-    """Return the entries that little-endian bytes hold."""
-    entries = array("Q", data)
-    if sys.byteorder == "big":
-        entries.byteswap()
-    return entries
 
 
 class BlockAllocationTable:
@@ -101,7 +93,7 @@ class BlockAllocationTable:
             data = self._read(_PAGE_SIZE, self._offset + number * _PAGE_SIZE)
             # A page that the end of the file cuts lacks entries; they are missed when they are asked for.
             page = (
-                self._no_entries if data == _ZERO_PAGE else entries_from(data[: len(data) & -BAT_ENTRY_SIZE])
+                self._no_entries if data == _ZERO_PAGE else integers("Q", data[: len(data) & -BAT_ENTRY_SIZE])
             )
             if len(self._pages) >= _MAX_PAGES:
                 self._pages = {}

@@ -18,11 +18,14 @@ from pyvhdx.format.constants import (
     ZERO_DESCRIPTOR_SIGNATURE,
 )
 from pyvhdx.format.log import DataDescriptor, DataSector, LogEntryHeader, descriptor_area_size
+from pyvhdx.format.table import integers
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Callable, Iterator
 
 _HEADER_SIZE = LogEntryHeader.packer.size
+_DESCRIPTOR_SIZE = DataDescriptor.packer.size
 _PIECE = 1 << 20
 
 
@@ -37,12 +40,23 @@ class Entry(NamedTuple):
         return self.header.sequence_number
 
 
-class Target(NamedTuple):
-    """Where a descriptor writes; *ends* are the page's first 8 and last 4 bytes, None for zeros."""
+class Descriptors(NamedTuple):
+    """
+    A run of descriptors as columns: there may be millions of them.
 
-    offset: int
-    length: int
-    ends: tuple[bytes, bytes] | None
+    `values` is the length of a zero descriptor, and the first 8 bytes of a page for the others;
+    `trailing` its last 4.
+    """
+
+    kinds: array[int]
+    trailing: array[int]
+    values: array[int]
+    offsets: array[int]
+    sequence_numbers: array[int]
+
+
+DATA = int.from_bytes(DATA_DESCRIPTOR_SIGNATURE, "little")
+ZERO = int.from_bytes(ZERO_DESCRIPTOR_SIGNATURE, "little")
 
 
 def find_fault(
@@ -68,64 +82,59 @@ def find_fault(
         return f"{header.descriptor_count} descriptors do not fit"
     area = descriptor_area_size(header.descriptor_count)
     total, data_sectors = 0, 0
-    for piece in _pieces(0, area, read):
-        first = piece.offset == 0
-        start = _HEADER_SIZE if first else 0
-        total = crc_of_start(piece.data) if first else crc_of_rest(piece.data, total)
-        left = header.descriptor_count - max(0, piece.offset - _HEADER_SIZE) // 32
-        view = memoryview(piece.data)[start : start + 32 * min(left, (len(piece.data) - start) // 32)]
-        for signature, _, size, offset, sequence in DataDescriptor.packer.iter_unpack(view):
-            if signature == DATA_DESCRIPTOR_SIGNATURE:
-                data_sectors += 1
-            elif signature != ZERO_DESCRIPTOR_SIGNATURE:
-                return f"a descriptor has the signature {signature!r}"
-            elif int.from_bytes(size, "little") % LOG_SECTOR_SIZE:
-                return "a zero descriptor has a length that is no multiple of 4096"
-            if sequence != header.sequence_number:
-                return "a descriptor has another sequence number"
-            if offset % LOG_SECTOR_SIZE:
-                return "a descriptor has an offset that is no multiple of 4096"
+    for offset, piece in _pieces(0, area, read):
+        total = crc_of_rest(piece, total) if offset else crc_of_start(piece)
+        columns = _descriptors(piece, offset, header.descriptor_count)
+        data_count = columns.kinds.count(DATA)
+        if data_count + columns.kinds.count(ZERO) != len(columns.kinds):
+            return "a descriptor has another signature than 'desc' and 'zero'"
+        if columns.sequence_numbers.count(header.sequence_number) != len(columns.kinds):
+            return "a descriptor has another sequence number"
+        if any(offset % LOG_SECTOR_SIZE for offset in columns.offsets):
+            return "a descriptor has an offset that is no multiple of 4096"
+        pairs = zip(columns.kinds, columns.values, strict=True)
+        if any(kind == ZERO and length % LOG_SECTOR_SIZE for kind, length in pairs):
+            return "a zero descriptor has a length that is no multiple of 4096"
+        data_sectors += data_count
     if area + data_sectors * LOG_SECTOR_SIZE != length:
         return f"the length {length} does not follow from the descriptors"
     mark = (header.sequence_number >> 32, header.sequence_number & 0xFFFF_FFFF)
-    for piece in _pieces(area, length, read):
-        for signature, high, _, low in DataSector.packer.iter_unpack(piece.data):
+    for _, piece in _pieces(area, length, read):
+        for signature, high, _, low in DataSector.packer.iter_unpack(piece):
             if signature != DATA_SECTOR_SIGNATURE or (high, low) != mark:
                 return "a data sector is missing or of another entry"
-        total = crc_of_rest(piece.data, total)
+        total = crc_of_rest(piece, total)
     return None if total == header.checksum else "the checksum is wrong"
 
 
-def targets(entry: Entry, read: Callable[[int, int], bytes]) -> Iterator[Target]:
-    """Yield where the descriptors of a valid entry write, in order."""
+def descriptors(entry: Entry, read: Callable[[int, int], bytes]) -> Iterator[Descriptors]:
+    """Yield the descriptors of a valid entry, in order and in pieces."""
     count = entry.header.descriptor_count
-    end = _HEADER_SIZE + 32 * count
-    for start in range(_HEADER_SIZE, end, _PIECE):
-        data = read(min(_PIECE, end - start), start)
-        for signature, trailing, leading, offset, _ in DataDescriptor.packer.iter_unpack(data):
-            if signature == DATA_DESCRIPTOR_SIGNATURE:
-                yield Target(offset, LOG_SECTOR_SIZE, (leading, trailing))
-            else:
-                yield Target(offset, int.from_bytes(leading, "little"), None)
+    for offset, piece in _pieces(0, descriptor_area_size(count), read):
+        yield _descriptors(piece, offset, count)
+
+
+def _descriptors(piece: bytes, offset: int, count: int) -> Descriptors:
+    """Return those of an entry's *count* descriptors that lie in a piece, *offset* bytes into the entry."""
+    start = 0 if offset else _HEADER_SIZE
+    left = count - max(0, offset - _HEADER_SIZE) // _DESCRIPTOR_SIZE
+    data = memoryview(piece)[start : start + _DESCRIPTOR_SIZE * left]
+    narrow, wide = integers("I", data), integers("Q", data)
+    return Descriptors(narrow[0::8], narrow[1::8], wide[1::4], wide[2::4], wide[3::4])
 
 
 def data_sectors(entry: Entry, read: Callable[[int, int], bytes]) -> Iterator[bytes]:
     """Yield the 4084 bytes of each data sector of a valid entry, in order."""
     area = descriptor_area_size(entry.header.descriptor_count)
-    for piece in _pieces(area, entry.header.entry_length, read):
-        for _, _, data, _ in DataSector.packer.iter_unpack(piece.data):
+    for _, piece in _pieces(area, entry.header.entry_length, read):
+        for _, _, data, _ in DataSector.packer.iter_unpack(piece):
             yield data
 
 
-class _Piece(NamedTuple):
-    offset: int
-    data: bytes
-
-
-def _pieces(start: int, end: int, read: Callable[[int, int], bytes]) -> Iterator[_Piece]:
+def _pieces(start: int, end: int, read: Callable[[int, int], bytes]) -> Iterator[tuple[int, bytes]]:
     # The first piece is small: most wrong entries show in it.
     size = LOG_SECTOR_SIZE
     while start < end:
-        yield _Piece(start, read(min(size, end - start), start))
+        yield start, read(min(size, end - start), start)
         start += size
         size = _PIECE

@@ -14,6 +14,7 @@ The specification finds the active sequence by trying each position; that is qua
 
 from __future__ import annotations
 
+from array import array
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from pyvhdx._types import ReadAt
-    from pyvhdx.errors import Finding
+    from pyvhdx.errors import CorruptImageError, Finding
 
 _PIECE = 1 << 20
 
@@ -73,12 +74,12 @@ class Replay(NamedTuple):
     """
     What the file will look like: the outcome of the active sequence.
 
-    *pages* maps file offsets to 4 KiB, *zeroed* are (start, end) pairs, sorted and apart, that
-    read as zeros where no page lies on them; the file is at least *size* bytes long.
+    *pages* maps file offsets to 4 KiB, *zeroed* are the starts and the ends of ranges, sorted and
+    apart, that read as zeros where no page lies on them; the file is at least *size* bytes long.
     """
 
     pages: dict[int, bytes]
-    zeroed: list[tuple[int, int]]
+    zeroed: tuple[array[int], array[int]]
     size: int
     entries: list[Entry]
     findings: list[Finding]
@@ -158,7 +159,7 @@ def read_log(ring: Ring, log_guid: UUID, file_size: int) -> Replay:
             "2.3.3",
             "the header names a log that holds no entry; nothing is to be replayed",
         )
-        return Replay({}, [], file_size, [], [empty])
+        return Replay({}, (array("Q"), array("Q")), file_size, [], [empty])
     head = entries[-1].header
     where = ring.offset + entries[-1].position
     if head.flushed_file_offset > file_size:
@@ -196,18 +197,16 @@ def read_log(ring: Ring, log_guid: UUID, file_size: int) -> Replay:
                 "its file offsets are no multiples of 1 MiB",
             )
         )
-    limit = round_up(max(file_size, head.last_file_offset), ALIGNMENT)
+    limit = min(round_up(max(file_size, head.last_file_offset), ALIGNMENT), MAX_FILE_SIZE)
     outcome = _Outcome()
     for entry in entries:
         _replay(entry, ring, limit, outcome)
     pages, zeroed = outcome.settle()
     size = max(
-        [
-            file_size,
-            head.last_file_offset,
-            *(at + LOG_SECTOR_SIZE for at in pages),
-            *(end for _, end in zeroed),
-        ]
+        file_size,
+        head.last_file_offset,
+        max(pages, default=-LOG_SECTOR_SIZE) + LOG_SECTOR_SIZE,
+        max(zeroed[1], default=0),
     )
     return Replay(pages, zeroed, size, entries, findings)
 
@@ -215,66 +214,90 @@ def read_log(ring: Ring, log_guid: UUID, file_size: int) -> Replay:
 def _replay(entry: Entry, ring: Ring, limit: int, outcome: _Outcome) -> None:
     read = ring.reader(entry.position)
     sectors = log_entry.data_sectors(entry, read)
-    for target in log_entry.targets(entry, read):
-        end = target.offset + target.length
-        wrong = None
-        if target.offset < LOWEST_LOG_TARGET:
-            wrong = "lies in the header section before the region tables"
-        elif end > limit or end > MAX_FILE_SIZE:
-            wrong = f"ends behind {min(limit, MAX_FILE_SIZE):#x}, where the file will end"
-        elif target.offset < ring.offset + ring.length and end > ring.offset:
-            wrong = "lies in the log itself"
-        if wrong:
-            raise corrupt(
-                "LOG-TARGET",
-                "log entry",
-                ring.offset + entry.position,
-                "2.3.1",
-                f"it writes {target.length:#x} bytes at {target.offset:#x}, which {wrong}",
-            )
-        if target.ends is None:
-            outcome.zero(target.offset, end)
-        else:
-            leading, trailing = target.ends
-            outcome.write(target.offset, leading + next(sectors) + trailing)
+    for kinds, trailing, values, offsets, _ in log_entry.descriptors(entry, read):
+        for kind, last, value, offset in zip(kinds, trailing, values, offsets, strict=True):
+            length = LOG_SECTOR_SIZE if kind == log_entry.DATA else value
+            end = offset + length
+            if (
+                offset < LOWEST_LOG_TARGET
+                or end > limit
+                or (offset < ring.offset + ring.length and end > ring.offset)
+            ):
+                raise _wrong_target(entry, ring, limit, offset, length)
+            if kind == log_entry.DATA:
+                page = value.to_bytes(8, "little") + next(sectors) + last.to_bytes(4, "little")
+                outcome.write(offset, page)
+            elif length:
+                outcome.zero(offset, end)
+
+
+def _wrong_target(entry: Entry, ring: Ring, limit: int, offset: int, length: int) -> CorruptImageError:
+    if offset < LOWEST_LOG_TARGET:
+        wrong = "lies in the header section before the region tables"
+    elif offset + length > limit:
+        wrong = f"ends behind {limit:#x}, where the file will end"
+    else:
+        wrong = "lies in the log itself"
+    return corrupt(
+        "LOG-TARGET",
+        "log entry",
+        ring.offset + entry.position,
+        "2.3.1",
+        f"it writes {length:#x} bytes at {offset:#x}, which {wrong}",
+    )
 
 
 class _Outcome:
-    """Collects pages and zeroed ranges in their order, and settles which of them is on top."""
+    """
+    Collects pages and zeroed ranges in their order, and settles which of them is on top.
+
+    Ranges may come by the million, so they are kept as integers in arrays: a key is the start in
+    pages above the number of the range.
+    """
+
+    _NUMBER_BITS = 28
 
     def __init__(self) -> None:
         self._pages: dict[int, tuple[int, bytes]] = {}
-        self._zeroed: list[tuple[int, int, int]] = []
-        self._order = 0
+        self._keys = array("Q")
+        self._ends = array("Q")
 
     def write(self, offset: int, page: bytes) -> None:
-        self._order += 1
-        self._pages[offset] = (self._order, page)
+        # A page lies over the ranges that came before it.
+        self._pages[offset] = (len(self._ends), page)
 
     def zero(self, start: int, end: int) -> None:
-        self._order += 1
-        if start < end:
-            self._zeroed.append((start, end, self._order))
+        self._keys.append(start // LOG_SECTOR_SIZE << self._NUMBER_BITS | len(self._ends))
+        self._ends.append(end)
 
-    def settle(self) -> tuple[dict[int, bytes], list[tuple[int, int]]]:
-        """One sweep over both, sorted by offset: a range is never taken apart into pages."""
-        self._zeroed.sort()
-        pages = {}
-        covering: list[tuple[int, int]] = []  # (minus order, end): the newest range first
-        upcoming = iter([*self._zeroed, (MAX_FILE_SIZE + 1, 0, 0)])
-        start, end, order = next(upcoming)
-        for offset, (written, page) in sorted(self._pages.items()):
-            while start <= offset:
-                heappush(covering, (-order, end))
-                start, end, order = next(upcoming)
-            while covering and covering[0][1] <= offset:
-                heappop(covering)
-            if not covering or written > -covering[0][0]:
-                pages[offset] = page
-        joined: list[tuple[int, int]] = []
-        for start, end, _ in self._zeroed:
-            if joined and start <= joined[-1][1]:
-                joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+    def settle(self) -> tuple[dict[int, bytes], tuple[array[int], array[int]]]:
+        """
+        Return the pages that no later range covers, and the union of the ranges.
+
+        One sweep over both, sorted by offset: a range is never taken apart into pages.
+        """
+        starts, ends = array("Q"), array("Q")
+        upcoming = iter(sorted(self._pages))
+        page_at = next(upcoming, None)
+        hidden = set()
+        covering: list[tuple[int, int]] = []  # (minus number, end): the newest range first
+        mask = (1 << self._NUMBER_BITS) - 1
+        for key in [*sorted(self._keys), None]:
+            start = MAX_FILE_SIZE + 1 if key is None else (key >> self._NUMBER_BITS) * LOG_SECTOR_SIZE
+            while page_at is not None and page_at < start:
+                while covering and covering[0][1] <= page_at:
+                    heappop(covering)
+                if covering and -covering[0][0] >= self._pages[page_at][0]:
+                    hidden.add(page_at)
+                page_at = next(upcoming, None)
+            if key is None:
+                break
+            end = self._ends[key & mask]
+            if page_at is not None:
+                heappush(covering, (-(key & mask), end))
+            if ends and start <= ends[-1]:
+                ends[-1] = max(end, ends[-1])
             else:
-                joined.append((start, end))
-        return pages, joined
+                starts.append(start)
+                ends.append(end)
+        return {at: page for at, (_, page) in self._pages.items() if at not in hidden}, (starts, ends)

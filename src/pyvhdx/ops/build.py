@@ -7,12 +7,12 @@ that lead to it, and the headers, without which it is no VHDX file, last of all.
 
 from __future__ import annotations
 
-import sys
 from array import array
 from typing import TYPE_CHECKING
 
 from pyvhdx._core import layout as lay
 from pyvhdx.format import constants as c
+from pyvhdx.format.table import little_endian
 
 if TYPE_CHECKING:
     from pyvhdx._core.geometry import Geometry
@@ -94,10 +94,10 @@ class Builder:
             self._next = self._first_block + geometry.block_count * disk.block_size
             offset = bat_offset
             for entries in lay.fixed_bat(geometry, self._first_block):
-                storage.write_at(_little_endian(entries), offset)
+                storage.write_at(little_endian(entries), offset)
                 offset += len(entries) * c.BAT_ENTRY_SIZE
         for number, page in sorted(self._pages.items()):
-            storage.write_at(_little_endian(page), bat_offset + number * _ENTRIES * c.BAT_ENTRY_SIZE)
+            storage.write_at(little_endian(page), bat_offset + number * _ENTRIES * c.BAT_ENTRY_SIZE)
         storage.truncate(self._next)
         storage.write_at(lay.metadata(disk), self._layout.metadata_offset)
         for offset, table in lay.region_tables(self._layout, bat_offset, bat_length):
@@ -113,10 +113,3 @@ class Builder:
         index = self._disk.geometry.payload_index(block)
         page = self._pages.get(index // _ENTRIES)
         return page is not None and page[index % _ENTRIES] != 0
-
-
-def _little_endian(entries: array[int]) -> bytes:
-    if sys.byteorder == "big":
-        entries = array("Q", entries)
-        entries.byteswap()
-    return entries.tobytes()

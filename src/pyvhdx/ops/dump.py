@@ -7,9 +7,8 @@ import os
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from pyvhdx._core import opening
+from pyvhdx._core import log_entry, opening
 from pyvhdx._core.locator import read_pairs
-from pyvhdx._core.log_entry import targets
 from pyvhdx._core.log_reader import Ring, active_sequence, scan
 from pyvhdx._core.metadata import KNOWN_ITEMS, Items, read_metadata, read_table
 from pyvhdx.errors import ImageError, RequestError
@@ -142,16 +141,18 @@ def dump_log(storage: Storage) -> dict[str, Any]:
         }
         described |= _plain(entry.header)
         if fault is None:
-            described["descriptors"] = [
-                {
-                    "kind": "zero" if target.ends is None else "data",
-                    "offset": target.offset,
-                    "length": target.length,
-                }
-                for target in targets(entry, ring.reader(entry.position))
-            ]
+            described["descriptors"] = list(_describe_targets(entry, ring))
         answer["entries"].append(described)
     return answer
+
+
+def _describe_targets(entry: log_entry.Entry, ring: Ring) -> Iterator[dict[str, Any]]:
+    for kinds, _, values, offsets, _ in log_entry.descriptors(entry, ring.reader(entry.position)):
+        for kind, value, offset in zip(kinds, values, offsets, strict=True):
+            if kind == log_entry.DATA:
+                yield {"kind": "data", "offset": offset, "length": c.LOG_SECTOR_SIZE}
+            else:
+                yield {"kind": "zero", "offset": offset, "length": value}
 
 
 def dump_bat(storage: Storage, *, every: bool = False) -> Iterator[dict[str, Any]]:

@@ -19,16 +19,16 @@ class Overlay:
     """
     A read-only `Storage` over another one.
 
-    *pages* maps offsets to runs of *page_size* bytes; *zeroed* holds (start, end) pairs, sorted
-    and apart from one another, that read as zeros except where a page lies on them.  All of them
-    are multiples of *page_size*.  The file is at least *size* bytes long.
+    *pages* maps offsets to runs of *page_size* bytes; *zeroed* are the starts and the ends of
+    ranges, sorted and apart from one another, that read as zeros except where a page lies on them.
+    All of them are multiples of *page_size*.  The file is at least *size* bytes long.
     """
 
     def __init__(
         self,
         below: Storage,
         pages: Mapping[int, bytes],
-        zeroed: Sequence[tuple[int, int]],
+        zeroed: tuple[Sequence[int], Sequence[int]],
         size: int,
         page_size: int,
     ) -> None:
@@ -36,8 +36,7 @@ class Overlay:
         self._below = below
         self._pages = pages
         self._page_offsets = sorted(pages)
-        self._zero_starts = [start for start, _ in zeroed]
-        self._zero_ends = [end for _, end in zeroed]
+        self._zero_starts, self._zero_ends = zeroed
         self._page_size = page_size
         self._size = max(size, below.size())
 
