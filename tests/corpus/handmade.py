@@ -12,6 +12,7 @@ import random
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 from uuid import UUID
 
 from crc32c import crc32c
@@ -28,6 +29,8 @@ LOGICAL = UUID("8141bf1d-a96f-4709-ba47-f233a8faab5f")
 PHYSICAL = UUID("cda348c7-445d-4471-9cc9-e9885251c556")
 LOCATOR = UUID("a8d35f2d-b30b-454d-abf7-d3d84834ab0c")
 LOCATOR_TYPE = UUID("b04aefb7-d19e-4a81-b789-25b8e9445913")
+
+NO_GUID = UUID(int=0)
 
 LOG_AT, METADATA_AT, BAT_AT = 1 * MIB, 2 * MIB, 3 * MIB
 
@@ -87,7 +90,7 @@ class Image:
     log_length: int = MIB
     log: bytes = b""
     headers: tuple[dict[str, int], ...] = ({}, {})
-    log_guid: UUID = UUID(int=0)
+    log_guid: UUID = NO_GUID
     regions: tuple[tuple[UUID, int, int, int], ...] = ()
     items: tuple[tuple[UUID, int, bytes], ...] = ()
     without: tuple[UUID, ...] = ()
@@ -131,6 +134,12 @@ class Image:
     def write(self, path: Path) -> Image:
         """Write the file, sparse; return the image, which now knows where its blocks lie."""
         self.path = path
+        with path.open("wb") as file:
+            self.write_to(file)
+        return self
+
+    def write_to(self, file: IO[bytes]) -> None:
+        """Write the file to an empty seekable file object."""
         present = [(b, self.block_size) for b, block in self.blocks.items() if block.state in (FULL, PARTIAL)]
         chunks = sorted({b // self.ratio for b in self.blocks}) if self.kind == "differencing" else []
         places = present + [(-1 - c, MIB) for c in chunks]
@@ -142,31 +151,29 @@ class Image:
             end += MIB * (number % 3) if self.shuffle is not None else 0
             self.places[name] = end
             end += size
-        with path.open("wb") as file:
-            self._write_structures(file)
-            for block, at in self.places.items():
-                if block >= 0:
-                    start = block * self.block_size
-                    self._write_payload(file, at, start, min(self.block_size, self.size - start))
-                else:
-                    file.seek(at)
-                    file.write(self._bitmap(-1 - block))
-            for index, entry in self._entries().items():
-                file.seek(BAT_AT + 8 * index)
-                file.write(struct.pack("<Q", entry))
-            file.truncate(end)
-            for at, data in self.patches:
+        self._write_structures(file)
+        for block, at in self.places.items():
+            if block >= 0:
+                start = block * self.block_size
+                self._write_payload(file, at, start, min(self.block_size, self.size - start))
+            else:
                 file.seek(at)
-                file.write(data)
-        return self
+                file.write(self._bitmap(-1 - block))
+        for index, entry in self._entries().items():
+            file.seek(BAT_AT + 8 * index)
+            file.write(struct.pack("<Q", entry))
+        file.truncate(end)
+        for at, data in self.patches:
+            file.seek(at)
+            file.write(data)
 
-    def _write_payload(self, file: object, at: int, start: int, length: int) -> None:
+    def _write_payload(self, file: IO[bytes], at: int, start: int, length: int) -> None:
         for grain in range(0, length, _GRAIN):
             for skip, size in ((0, _HEAD), (_GRAIN - _FOOT, _FOOT)):
                 size = min(size, length - grain - skip)  # noqa: PLW2901 - cut by the end of the disk
                 if size > 0:
-                    file.seek(at + grain + skip)  # type: ignore[attr-defined]  # a binary file
-                    file.write(content(self.tag, start + grain + skip, size))  # type: ignore[attr-defined]
+                    file.seek(at + grain + skip)
+                    file.write(content(self.tag, start + grain + skip, size))
 
     def _entries(self) -> dict[int, int]:
         entries = {}
@@ -191,9 +198,9 @@ class Image:
                 bits[first >> 3 : (first + per_block) >> 3] = b"\xff" * (per_block >> 3)
         return bytes(bits)
 
-    def _write_structures(self, file: object) -> None:
-        put = file.write  # type: ignore[attr-defined]  # a binary file
-        seek = file.seek  # type: ignore[attr-defined]
+    def _write_structures(self, file: IO[bytes]) -> None:
+        put = file.write
+        seek = file.seek
         put(b"vhdxfile" + "by hand".encode("utf-16-le"))
         for number, changes in enumerate(self.headers):
             seek(65536 * (number + 1))

@@ -198,7 +198,7 @@ class BlockMap:
         place, state = entry & OFFSET_MASK, entry & STATE_MASK
         # Microsoft's own implementation reads the state 7 as 6.
         if state not in (BitmapState.PRESENT, _PARTIALLY_PRESENT):
-            wrong = f"its state is {state}, and block {block} is PARTIALLY_PRESENT"
+            wrong = f"its state is {state}"
         elif place < HEADER_SECTION_SIZE:
             wrong = f"it is present at {place:#x}, in the header section"
         elif place + SECTOR_BITMAP_SIZE > self._file_size:
@@ -208,7 +208,8 @@ class BlockMap:
         else:
             return place
         at = self._bat.place(self._geometry.bitmap_index(chunk))
-        raise corrupt("BITMAP-ENTRY", f"BAT entry of sector bitmap {chunk}", at, "2.5.1.2", wrong)
+        message = f"{wrong}, and block {block} is PARTIALLY_PRESENT"
+        raise corrupt("BITMAP-ENTRY", f"BAT entry of sector bitmap {chunk}", at, "2.5.1.2", message)
 
     def _owner(self, start: int, end: int) -> str | None:
         return next((span.owner for span in self._taken if span.start < end and start < span.end), None)

@@ -91,6 +91,8 @@ def scan(ring: Ring, log_guid: UUID) -> list[Candidate]:
     starts, heads = [], {}
     for base in range(0, ring.length, _PIECE):
         piece = ring.read(min(_PIECE, ring.length - base), base)
+        if LOG_ENTRY_SIGNATURE not in piece:  # a large log is mostly empty
+            continue
         for at in range(0, len(piece), LOG_SECTOR_SIZE):
             if piece.startswith(LOG_ENTRY_SIGNATURE, at):
                 starts.append(base + at)

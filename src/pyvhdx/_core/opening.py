@@ -17,7 +17,7 @@ from pyvhdx._core.geometry import Geometry
 from pyvhdx._core.headers import CurrentHeader, choose_header
 from pyvhdx._core.log_reader import Replay, Ring, read_log
 from pyvhdx._core.metadata import Metadata, read_metadata
-from pyvhdx._core.regions import Regions, Span, read_regions
+from pyvhdx._core.regions import Regions, Span, read_regions, region_name
 from pyvhdx.errors import LogPendingError, NotVHDXError
 from pyvhdx.format import constants as c
 from pyvhdx.format.foreign import FOOTER_SIZE, HEAD_SIZE, recognise
@@ -72,7 +72,7 @@ def open_file(storage: Storage, *, replay_log: bool = True) -> OpenFile:
     metadata = read_metadata(regions.metadata, shown.read_at)
     geometry = Geometry(metadata.size, metadata.block_size, metadata.logical_sector_size)
     bat = BlockAllocationTable(shown.read_at, regions.bat, geometry, differencing=metadata.has_parent)
-    taken = [Span(entry.file_offset, entry.end, "region") for entry in regions.entries]
+    taken = [Span(entry.file_offset, entry.end, region_name(entry)) for entry in regions.entries]
     blocks = BlockMap(
         geometry,
         bat,

@@ -99,7 +99,7 @@ def read_regions(copies: tuple[bytes, bytes], log: Span, *, log_in_use: bool, fi
             raise corrupt("REGION-MISSING", "region table", table, _SECTION, f"there is no {name} region")
     for number, entry in enumerate(entries):
         if entry.end > round_up(file_size, ALIGNMENT):
-            message = f"the {_name(entry)} region ends at {entry.end:#x}, behind the end of the file at {file_size:#x}"
+            message = f"the {region_name(entry)} ends at {entry.end:#x}, behind the end of the file at {file_size:#x}"
             if entry.guid in _KNOWN:
                 raise corrupt("REGION-RANGE", "region table", _place(table, number), _SECTION, message)
             findings.append(
@@ -132,7 +132,7 @@ def _check_entries(entries: list[RegionTableEntry], table: int) -> None:
                 "region table",
                 place,
                 _SECTION,
-                f"the {_name(entry)} region has offset {entry.file_offset:#x} and length {entry.length:#x}; "
+                f"the {region_name(entry)} has offset {entry.file_offset:#x} and length {entry.length:#x}; "
                 "both must be multiples of 1 MiB, behind the header section, and not empty",
             )
         if entry.required & 1 and entry.guid not in _KNOWN:
@@ -148,7 +148,7 @@ def _check_entries(entries: list[RegionTableEntry], table: int) -> None:
 def _check_overlaps(
     entries: list[RegionTableEntry], log: Span, findings: list[Finding], table: int, *, log_in_use: bool
 ) -> None:
-    spans = [Span(entry.file_offset, entry.end, f"{_name(entry)} region") for entry in entries]
+    spans = [Span(entry.file_offset, entry.end, region_name(entry)) for entry in entries]
     if log.start < log.end:
         spans.append(log)
     spans.sort()
@@ -161,8 +161,9 @@ def _check_overlaps(
                 raise corrupt("REGION-OVERLAP", "region table", table, _SECTION, message)
 
 
-def _name(entry: RegionTableEntry) -> str:
-    return _KNOWN.get(entry.guid, str(entry.guid))
+def region_name(entry: RegionTableEntry) -> str:
+    """Return how to call a region in a message."""
+    return f"{_KNOWN.get(entry.guid, entry.guid)} region"
 
 
 def _place(table: int, number: int) -> int:
