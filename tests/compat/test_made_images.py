@@ -6,7 +6,6 @@ import os
 import random
 import struct
 import subprocess
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -143,24 +142,21 @@ def dissect_read(path: Path, size: int) -> bytes:
     """Aligned reads only: others are wrong in it."""
     from dissect.hypervisor.disk.vhdx import VHDX  # noqa: PLC0415
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # it never closes its files
-        return _dissect_read(VHDX(path), size)
-
-
-def _dissect_read(disk: Any, size: int) -> bytes:
+    disk = VHDX(path)
     pieces = []
     for offset in range(0, size, MIB):
         disk.seek(offset)
         pieces.append(disk.read(min(MIB, size - offset)))
+    while disk is not None:
+        disk.fh.close()  # nobody else does
+        disk = disk.parent
     return b"".join(pieces)
 
 
 @pytest.mark.peer("libvhdi", "dissect", "7zz")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # dissect closes no file
 class TestReadersOfChains:
     def test_libvhdi_reads_a_chain_of_three_and_dissect_one_of_two(self, tmp_path: Path) -> None:
-        """dissect reads too few bits of a partial block below a partial block, and returns too little."""
+        """The latter reads too few bits of a partial block below a partial block, and returns too little."""
         top, content = three_levels(tmp_path, 12)
         chain = [top, tmp_path / "middle.vhdx", tmp_path / "base.vhdx"]
         assert libvhdi_read(chain, 0, len(content)) == content
@@ -192,9 +188,9 @@ class TestReadersOfChains:
         relative = os.path.relpath(base, child.parent).replace("/", "\\")
         named = relative if relative.startswith("..") else ".\\" + relative
         listed = subprocess.run(
-            ["7zz", "l", "-slt", child.name], cwd=child.parent, capture_output=True, text=True
-        )  # noqa: PLW1510 - looked at
-        assert f"Parent = {named}" in listed.stdout
+            ["7zz", "l", "-slt", child.name], cwd=child.parent, capture_output=True, text=True, check=False
+        )
+        assert f"relative_path: {named}" in listed.stdout
         # It opens no parent outside the child's folder, whatever the locator says.
         assert (listed.returncode == 0) == (base.parent == child.parent)
 
