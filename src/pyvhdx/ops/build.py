@@ -2,7 +2,7 @@
 Writing a new file in bulk.
 
 Nobody can see the file before it is complete, so it needs no log: payload first, then the tables
-that lead to it, and the headers, without which it is no VHDX file, last of all.
+that lead to it and the headers, and the identifier, without which it is no VHDX file, last of all.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Builder:
         Write everything but the payload and return the length of the file in bytes.
 
         *disk* is given where its size was not known at first.  With *flush* there is a barrier
-        before the headers, for a storage that others can see.
+        before the identifier, for a storage that others can see.
         """
         disk = disk or self._disk
         geometry = disk.geometry
@@ -102,11 +102,11 @@ class Builder:
         storage.write_at(lay.metadata(disk), self._layout.metadata_offset)
         for offset, table in lay.region_tables(self._layout, bat_offset, bat_length):
             storage.write_at(table, offset)
+        for offset, header in lay.headers(disk, self._layout):
+            storage.write_at(header, offset)
         if flush:
             storage.flush()
         storage.write_at(lay.identifier(disk), c.IDENTIFIER_OFFSET)
-        for offset, header in lay.headers(disk, self._layout):
-            storage.write_at(header, offset)
         return self._next
 
     def _is_entered(self, block: int) -> bool:

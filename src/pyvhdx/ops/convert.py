@@ -118,6 +118,7 @@ def convert(
                 )
 
             sector = logical_sector_size or 512
+            describe(sector)  # refuses what cannot be before a byte is read
             write: Callable[[Storage], tuple[int, int]] = lambda storage: _write_vhdx(  # noqa: E731 - one of two
                 disk, storage, describe, sector, progress, flush=sync
             )
