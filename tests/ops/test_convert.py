@@ -284,7 +284,7 @@ class TestTargets:
 class TestSeed:
     def test_the_same_seed_and_input_give_the_same_bytes(self, tmp_path: Path) -> None:
         (tmp_path / "disk.raw").write_bytes(random.Random(1).randbytes(5 * MIB))
-        made = []
+        made: list[Path] = []
         for seed in ("one", b"one", "two", None, None):
             made.append(tmp_path / f"{len(made)}.vhdx")
             pyvhdx.convert(tmp_path / "disk.raw", made[-1], seed=seed)
@@ -384,7 +384,7 @@ class TestWhatGoesWrong:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_a_signal_ends_the_command_with_130(self, raw: Path, number: signal.Signals) -> None:
         """The source is a pipe that never ends, so the command is surely under way."""
-        command = [sys.executable, "-m", "pyvhdx", "convert", "-", raw.with_name("new.vhdx")]
+        command = [sys.executable, "-m", "pyvhdx", "convert", "-", str(raw.with_name("new.vhdx"))]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             assert process.stdin
             assert process.stderr
