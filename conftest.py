@@ -45,7 +45,9 @@ def _run_console(example: Example) -> str | None:
             text=True,
             check=False,
         )
-        if not doctest.OutputChecker().check_output(expected.strip() + "\n", done.stdout.strip() + "\n", _FLAGS):
+        if not doctest.OutputChecker().check_output(
+            expected.strip() + "\n", done.stdout.strip() + "\n", _FLAGS
+        ):
             return f"$ {command}\nexpected:\n{expected}\ngot (status {done.returncode}):\n{done.stdout}"
     return None
 

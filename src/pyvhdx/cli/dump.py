@@ -71,7 +71,7 @@ def _text(name: str | int, value: Any) -> str:
     if (
         isinstance(value, int)
         and not isinstance(value, bool)
-        and ("offset" in str(name) or name == "position")
+        and ("offset" in str(name) or name in ("current", "position"))
     ):
         return f"{value:#x}"
     return "-" if value is None or value in ([], {}) else str(value)
