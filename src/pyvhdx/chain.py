@@ -74,7 +74,7 @@ def open(
 
     *parent*: ``"auto"`` follows the parent locator (MS-VHDX 2.6.2.6); a path or an open `VHDXImage`
     is taken instead; a callable gets the `ParentLocator` of each child in turn and returns a path,
-    a file object or None; False opens the file alone.  *search* names more folders in which the
+    a file object, an open image or None; False opens the file alone.  *search* names more folders in which the
     parent's file name is looked for.  Absolute paths of a locator are followed only into the
     folders named in *allow_absolute*; with *within* every parent's real path must lie in that
     folder.  A parent must have the DataWriteGuid that the child remembers, unless *verify_parent*
@@ -95,8 +95,8 @@ def open(
     if log not in ("auto", "refuse"):
         raise RequestError(f'log is {log!r}, and must be "auto" or "refuse"')
     options = _Options(
-        search=tuple(os.path.abspath(folder) for folder in search),
-        allow_absolute=tuple(os.path.realpath(folder) for folder in allow_absolute),
+        search=tuple(os.path.abspath(folder) for folder in _folders_of(search)),
+        allow_absolute=tuple(os.path.realpath(folder) for folder in _folders_of(allow_absolute)),
         within=None if within is None else os.path.realpath(within),
         verify_parent=verify_parent,
         log=log,
@@ -113,6 +113,11 @@ def open(
         image.close()
         raise
     return image
+
+
+def _folders_of(folders: Iterable[PathLike] | PathLike) -> Iterable[PathLike]:
+    """One folder is as good as a list of one; a string is no list of letters."""
+    return [folders] if isinstance(folders, (str, os.PathLike)) else folders
 
 
 def _unpickle(path: str, parent: ParentChoice, options: _Options, position: int) -> VHDXImage:
@@ -170,26 +175,27 @@ def _attach_parents(image: VHDXImage, choice: ParentChoice, options: _Options) -
         child = chain[-1]
         if given and child is not image:
             choice = "auto"
-        if isinstance(choice, VHDXImage):
-            if choice.closed:
-                raise ValueError("the parent is closed")
-            problem = _problem(child, choice, chain, options)
-            if problem is not None:
-                raise problem
-            child._attach(choice, owned=False)
+        parent, owned = _find(child, choice, chain, options)
+        child._attach(parent, owned=owned)
+        if not owned:
             return
-        parent = _find(child, choice, chain, options)
-        child._attach(parent, owned=True)
         chain.append(parent)
 
 
-def _find(child: VHDXImage, choice: ParentChoice, chain: list[VHDXImage], options: _Options) -> VHDXImage:
-    """Return the first candidate that opens and fits; else raise what the candidates add up to."""
+def _find(
+    child: VHDXImage, choice: ParentChoice, chain: list[VHDXImage], options: _Options
+) -> tuple[VHDXImage, bool]:
+    """
+    Return the first candidate that opens and fits, and whether it is ours to close.
+
+    Raises what the candidates add up to where none does.
+    """
     tried: list[tuple[str, str]] = []
     problems: list[ParentCycleError | ParentMismatchError] = []
     cause: BaseException | None = None
-    for candidate in _candidates(child, choice, options):
-        label, source = candidate
+    for label, source in _candidates(child, choice, options):
+        if isinstance(source, VHDXImage):
+            source.tell()  # a closed one raises
         try:
             parent = _open_candidate(source, options)
         except (LockedError, LogPendingError):
@@ -199,9 +205,11 @@ def _find(child: VHDXImage, choice: ParentChoice, chain: list[VHDXImage], option
             cause = error
             continue
         problem = _problem(child, parent, chain, options)
+        owned = parent is not source
         if problem is None:
-            return parent
-        parent.close()
+            return parent, owned
+        if owned:
+            parent.close()
         tried.append((label, problem.message))
         problems.append(problem)
     for kind in (ParentCycleError, ParentMismatchError):
@@ -220,6 +228,8 @@ def _candidates(child: VHDXImage, choice: ParentChoice, options: _Options) -> It
     """Yield (what the candidate is called, what to open); a `Candidate` is subject to the policy."""
     if callable(choice):
         yield "the parent callable", choice(_locator(child))
+    elif isinstance(choice, VHDXImage):
+        yield choice.name, choice
     elif choice != "auto":
         yield str(choice), Candidate(str(choice), os.fspath(choice), absolute=False)  # type: ignore[arg-type]  # a path: open() was given one
     else:
@@ -230,6 +240,8 @@ def _candidates(child: VHDXImage, choice: ParentChoice, options: _Options) -> It
 def _open_candidate(source: Any, options: _Options) -> VHDXImage:
     if source is None:
         raise _Refused("it has none to give")
+    if isinstance(source, VHDXImage):
+        return source
     if isinstance(source, (str, os.PathLike)):
         source = Candidate(str(source), os.fspath(source), absolute=False)
     if not isinstance(source, Candidate):
@@ -251,14 +263,19 @@ def _lies_in(path: str, folder: str) -> bool:
         return False
 
 
+def is_at_its_path(image: VHDXImage) -> bool:
+    """Return whether the image's name is the path, from here, of the file that is open."""
+    if not isinstance(image._file.raw, LocalFile):
+        return False
+    try:
+        return os.path.samestat(os.stat(image.name), image._file.raw.status())
+    except (OSError, ValueError):
+        return False
+
+
 def _folders(child: VHDXImage) -> list[str]:
     """Return the folders that the child's relative path may start from; none for a nameless file object."""
-    if not isinstance(child._file.raw, LocalFile):
-        return []
-    try:
-        if not os.path.samestat(os.stat(child.name), child._file.raw.status()):
-            return []
-    except (OSError, ValueError):
+    if not is_at_its_path(child):
         return []
     folders = [os.path.dirname(os.path.abspath(child.name)), os.path.dirname(os.path.realpath(child.name))]
     return list(dict.fromkeys(folders))

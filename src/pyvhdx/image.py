@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import operator
 import os
 import threading
 import warnings
@@ -406,6 +407,7 @@ class VHDXImage(io.RawIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Move the position, also past the end; raise `RequestError` for a negative one."""
         self._check_open()
+        offset = operator.index(offset)
         with self._position_lock:
             base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}.get(whence)
             if base is None:
@@ -417,8 +419,7 @@ class VHDXImage(io.RawIOBase):
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Return the next *size* bytes, all that are left without one; fewer only at the end."""
-        if size is None or size < 0:
-            size = self._size
+        size = self._size if size is None or size < 0 else operator.index(size)
         start, size = self._advance(size)
         return self.pread(size, start)
 

@@ -200,6 +200,31 @@ class TestInfo:
         assert said["format-specific"]["data"]["warnings"][0]["code"] == "HEADER-COPY"
 
 
+class TestNamesFromStrangers:
+    def test_no_byte_of_an_image_steers_the_terminal(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        evil = "\x1b]0;owned\x07"
+        pairs = {"parent_linkage": f"{{{guid(5)}}}", "relative_path": evil, evil: evil}
+        Image(8 * MIB, kind="differencing", locator=pairs, patches=[(8, evil.encode("utf-16-le"))]).write(
+            tmp_path / "x.vhdx"
+        )
+        for command in (["info"], ["map"], ["dump", "locator"], ["dump", "header"]):
+            _, said, err = call(capsys, *command, tmp_path / "x.vhdx")
+            assert "\x1b" not in said + err
+            assert "\\x1b" in said + err
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux")
+    def test_a_file_name_need_not_be_text(self, tmp_path: Path) -> None:
+        path = os.fsencode(tmp_path) + b"/\xff.vhdx"
+        pyvhdx.create(os.fsdecode(path), 8 * MIB).close()
+        for command in ("info", "map"):
+            done = subprocess.run(
+                [sys.executable, "-m", "pyvhdx", command, path], capture_output=True, check=False
+            )
+            assert (done.returncode, done.stderr) == (0, b"")
+
+
 class TestMap:
     def test_as_json_with_qemus_keys(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         top, content = three_levels(tmp_path, 6)

@@ -12,6 +12,7 @@ import random
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,6 +101,17 @@ class TestReading:
             with pytest.raises(pyvhdx.RequestError) as caught:
                 call()
             assert isinstance(caught.value, ValueError)
+
+    def test_by_what_is_no_number_moves_nothing(self, image: Any) -> None:
+        for call in (
+            lambda: image.seek(1.5),
+            lambda: image.read(1.5),
+            lambda: image.pread("x", 0),
+            lambda: image.pread(1, None),
+        ):
+            with pytest.raises(TypeError):
+                call()
+        assert image.tell() == 0
 
     def test_through_a_buffer(self, path: Path, content: bytes) -> None:
         """Every library that takes a binary file works."""

@@ -136,6 +136,16 @@ class TestFinding:
         with pytest.raises(pyvhdx.ParentNotFoundError, match="none to give"):
             pyvhdx.open(grandchild, parent=lambda _: None)
 
+    def test_takes_an_open_image_from_a_callable_and_leaves_it_open(self, folder: Path) -> None:
+        with pyvhdx.open(folder / "base" / "base.vhdx") as base:
+            assert read_mark(folder / "work" / "child.vhdx", parent=lambda _: base) == MARK
+            assert not base.closed
+
+    def test_one_folder_is_as_good_as_a_list(self, folder: Path) -> None:
+        (folder / "base").rename(folder / "moved")
+        assert read_mark(folder / "work" / "child.vhdx", search=str(folder / "moved")) == MARK
+        assert read_mark(folder / "work" / "child.vhdx", search=folder / "moved") == MARK
+
     def test_opens_a_child_alone(self, folder: Path) -> None:
         (folder / "base" / "base.vhdx").unlink()
         with pyvhdx.open(folder / "work" / "child.vhdx", parent=False) as image:

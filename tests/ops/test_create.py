@@ -177,6 +177,20 @@ class TestChildren:
             pyvhdx.create(tmp_path / "child.vhdx", parent=tmp_path / "base.vhdx")
         assert os.listdir(tmp_path) == ["base.vhdx"]
 
+    def test_of_a_parent_that_is_not_at_its_path_are_not_made(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Another file of that name would be named as the parent."""
+        (tmp_path / "a").mkdir()
+        (tmp_path / "b").mkdir()
+        monkeypatch.chdir(tmp_path / "a")
+        with pyvhdx.create("base.vhdx", 8 * MIB) as base:
+            monkeypatch.chdir(tmp_path / "b")
+            for _ in range(2):
+                with pytest.raises(pyvhdx.RequestError, match="no path"):
+                    pyvhdx.create("child.vhdx", parent=base)
+                pyvhdx.create("base.vhdx", 8 * MIB, exist_ok=True).close()
+
     def test_in_a_file_object_name_their_parent_as_from_its_folder(self, tmp_path: Path) -> None:
         pyvhdx.create(tmp_path / "base.vhdx", 8 * MIB).close()
         memory = io.BytesIO()

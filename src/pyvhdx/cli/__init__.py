@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import signal
 import sys
+import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
 from pyvhdx._version import __version__
 from pyvhdx.cli import convert, create, dump, info, map, read
+from pyvhdx.cli.common import printable
 from pyvhdx.errors import LockedError, LogPendingError, ParentError, RequestError, VHDXError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 _COMMANDS = (create, info, map, read, convert, dump)
 
@@ -43,9 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in _COMMANDS:
         command.add_to(commands)
     parsed = parser.parse_args(arguments)
-    _end_by_exception(signal.SIGTERM)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name need not be text
     try:
-        with warnings.catch_warnings():
+        with _sigterm_as_interrupt(), warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
             warnings.simplefilter("always", RuntimeWarning)
             warnings.showwarning = _show_warning
@@ -59,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("pyvhdx: interrupted", file=sys.stderr)
         return 130
     except (VHDXError, OSError) as error:
-        print(f"pyvhdx: error: {_sentence(error)}", file=sys.stderr)
+        print(f"pyvhdx: error: {printable(_sentence(error))}", file=sys.stderr)
         return next(status for kind, status in _STATUS if isinstance(error, kind))
     return 0
 
@@ -73,14 +78,21 @@ def _sentence(error: BaseException) -> str:
 
 
 def _show_warning(message: Any, *_: Any, **__: Any) -> None:
-    print(f"pyvhdx: warning: {message}", file=sys.stderr)
+    print(f"pyvhdx: warning: {printable(str(message))}", file=sys.stderr)
 
 
-def _end_by_exception(number: int) -> None:
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
     """Let a polite kill clean up as an interrupt from the keyboard does."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(number, interrupt)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -36,6 +36,11 @@ def human(count: int) -> str:
     return f"{count} bytes"
 
 
+def printable(text: str) -> str:
+    """Escape what a terminal would obey: names in an image are written by strangers."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Add ``--output``."""
     parser.add_argument(

@@ -74,7 +74,8 @@ def run(parsed: Namespace) -> None:
         common.print_json(report.to_dict(), out)
     elif not parsed.quiet:
         print(
-            f"{report.source} ({report.source_format}) -> {report.target} ({report.target_format}): "
+            f"{common.printable(report.source)} ({report.source_format}) -> "
+            f"{common.printable(report.target)} ({report.target_format}): "
             f"{common.human(report.virtual_size)}, of which {common.human(report.data)} are data",
             file=out,
         )

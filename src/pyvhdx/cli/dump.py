@@ -59,7 +59,8 @@ def _print_entries(entries: Iterable[dict[str, Any]]) -> None:
 
 def _print_tree(value: Any, indent: str = "") -> None:
     pairs = value.items() if isinstance(value, dict) else enumerate(value)
-    for name, inner in pairs:
+    for key, inner in pairs:
+        name = common.printable(str(key))
         if isinstance(inner, (dict, list)) and inner:
             print(f"{indent}{name}:")
             _print_tree(inner, indent + "  ")
@@ -67,11 +68,11 @@ def _print_tree(value: Any, indent: str = "") -> None:
             print(f"{indent}{name}: {_text(name, inner)}")
 
 
-def _text(name: str | int, value: Any) -> str:
+def _text(name: str, value: Any) -> str:
     if (
         isinstance(value, int)
         and not isinstance(value, bool)
-        and ("offset" in str(name) or name in ("current", "position"))
+        and ("offset" in name or name in ("current", "position"))
     ):
         return f"{value:#x}"
-    return "-" if value is None or value in ([], {}) else str(value)
+    return "-" if value is None or value in ([], {}) else common.printable(str(value))

@@ -106,7 +106,7 @@ def print_human(info: ImageInfo, missing: str | None = None) -> None:
         lines.append(("parent missing", missing))
     lines += [("warning", str(finding)) for finding in info.warnings]
     for name, value in lines:
-        print(f"{name}: {value}")
+        print(f"{name}: {common.printable(value)}")
 
 
 def _named_parent(info: ImageInfo) -> str | None:

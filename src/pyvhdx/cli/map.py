@@ -30,7 +30,7 @@ def run(parsed: Namespace) -> None:
         if parsed.output == "json":
             common.print_json_list(_describe(extent) for extent in extents)
             return
-        names = [member.name for member in image.chain]
+        names = [common.printable(member.name) for member in image.chain]
         print(f"{'Offset':<16}{'Length':<16}{'Kind':<8}{'In file at':<16}File")
         for extent in extents:
             place = "" if extent.file_offset is None else f"{extent.file_offset:#x}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pyvhdx._core.layout import Disk
 from pyvhdx._core.parent_paths import paths_to
 from pyvhdx._version import __version__
+from pyvhdx.chain import is_at_its_path
 from pyvhdx.chain import open as open_image
 from pyvhdx.errors import RequestError
 from pyvhdx.format import constants as c
@@ -190,9 +191,9 @@ def _guids(seed: bytes | str | None, parameters: str) -> Any:
 
 def _locator(target: Source, parent: VHDXImage) -> dict[str, str]:
     """Return the keys of the locator in Windows' order; the linkage is the parent's DataWriteGuid now."""
-    name = os.path.realpath(parent.name)
-    if not os.path.exists(name):
+    if not is_at_its_path(parent):
         raise RequestError(f"the parent {parent.name} has no path that a child could name")
+    name = os.path.realpath(parent.name)
     if isinstance(target, (str, os.PathLike)):
         folder = os.path.dirname(os.path.realpath(target))
     else:
