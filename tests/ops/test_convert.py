@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyvhdx
-from pyvhdx.ops import convert as convert_module
+from pyvhdx.ops import source as source_module
 
 MIB = 1 << 20
 
@@ -255,6 +255,12 @@ class TestTargets:
         pyvhdx.create(tmp_path / "child.vhdx", parent=tmp_path / "base.vhdx").close()
         (tmp_path / "link.raw").symlink_to(tmp_path / "base.vhdx")
         before = (tmp_path / "base.vhdx").read_bytes()
+        with (tmp_path / "base.vhdx").open("r+b") as same, pytest.raises(pyvhdx.RequestError, match="chain"):
+            pyvhdx.convert(tmp_path / "child.vhdx", same, format="raw", overwrite=True)
+        memory = io.BytesIO(before)
+        with pytest.raises(pyvhdx.RequestError, match="source itself"):
+            pyvhdx.convert(memory, memory, format="raw", overwrite=True)
+        assert memory.getvalue() == before
         for target in ("base.vhdx", "child.vhdx", "link.raw"):
             with pytest.raises(pyvhdx.RequestError, match="chain"):
                 pyvhdx.convert(tmp_path / "child.vhdx", tmp_path / target, overwrite=True)
@@ -377,7 +383,7 @@ class TestWhatGoesWrong:
             pytest.fail("it never came to an end")
 
     def test_a_source_that_shrinks(self, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(convert_module._RawDisk, "runs", lambda _: iter([(0, 9 * MIB)]))
+        monkeypatch.setattr(source_module._RawSource, "runs", lambda _: iter([(0, 9 * MIB)]))
         with pytest.raises(OSError, match="ended before"):
             pyvhdx.convert(raw, raw.with_name("new.vhdx"))
 

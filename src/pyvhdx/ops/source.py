@@ -1,0 +1,246 @@
+"""What convert reads: a VHDX image, a raw disk, or a stream that can only be read to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+from pyvhdx.chain import open as open_image
+from pyvhdx.errors import NotVHDXError, RequestError
+from pyvhdx.format.constants import IDENTIFIER_SIGNATURE
+from pyvhdx.format.foreign import FOOTER_SIZE, HEAD_SIZE, recognise
+from pyvhdx.image import VHDXImage
+from pyvhdx.storage import LocalFile, open_file_object, open_local
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyvhdx._types import Progress, Source
+    from pyvhdx.storage import Storage
+
+_PIECE = 1 << 20
+_GRAIN = 1 << 16
+_ZERO_GRAIN = bytes(_GRAIN)
+
+RAW_SUFFIXES = (".raw", ".img")
+
+
+class SourceDisk:
+    """A source: its `size` in bytes, None until a stream has ended, and its pieces that are not zero."""
+
+    format = "raw"
+    image: VHDXImage | None = None
+    size: int | None
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._buffer = bytearray(_PIECE)
+        self._view = memoryview(self._buffer)
+
+    def seen(self) -> int:
+        """Return the size, known by now."""
+        assert self.size is not None
+        return self.size
+
+    def storages(self) -> list[Storage]:
+        """Return the files that are read."""
+        return []
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """Yield (start, end) of the runs that may hold data, in order."""
+        raise NotImplementedError
+
+    def fill(self, view: memoryview, offset: int) -> None:
+        """Read the bytes at *offset* into *view*."""
+        raise NotImplementedError
+
+    def pieces(self, progress: Progress | None) -> Iterator[tuple[int, memoryview]]:
+        """
+        Yield (offset, bytes) of all that is not zero, in order.
+
+        A piece does not cross a multiple of 1 MiB; it is good until the next one is asked for.
+        """
+        total = self.size or 0
+        for start, end in self.runs():
+            at = start
+            while at < end:
+                size = min(_PIECE - at % _PIECE, end - at)
+                self.fill(self._view[:size], at)
+                for first, last in _filled(self._buffer, size):
+                    yield at + first, self._view[first:last]
+                at += size
+                if progress is not None:
+                    progress(at, total)
+        if progress is not None and self.size is not None:
+            progress(self.size, self.size)
+
+
+def _filled(buffer: bytearray, size: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of the runs of *buffer* that are not zero, in steps of 64 KiB."""
+    start = None
+    for at in range(0, size, _GRAIN):
+        grain = min(_GRAIN, size - at)
+        if buffer.startswith(_ZERO_GRAIN if grain == _GRAIN else _ZERO_GRAIN[:grain], at):
+            if start is not None:
+                yield start, at
+                start = None
+        elif start is None:
+            start = at
+    if start is not None:
+        yield start, size
+
+
+class _VHDXSource(SourceDisk):
+    format = "vhdx"
+
+    def __init__(self, image: VHDXImage) -> None:
+        super().__init__(image.name)
+        self.image: VHDXImage = image
+        self.size = image.size
+
+    def storages(self) -> list[Storage]:
+        return [image._file.raw for image in self.image.chain]
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        chain = self.image.chain
+        for extent in self.image.extents():
+            if extent.file_offset is None:
+                continue
+            # The file may have holes inside its blocks.
+            for start, end in _data_in(chain[extent.depth]._file.storage, extent.file_offset, extent.length):
+                shift = extent.offset - extent.file_offset
+                yield start + shift, end + shift
+
+    def fill(self, view: memoryview, offset: int) -> None:
+        self.image.preadinto(view, offset)
+
+
+class _RawSource(SourceDisk):
+    def __init__(self, storage: Storage) -> None:
+        super().__init__(storage.name)
+        self.storage = storage
+        self.size: int = storage.size()
+
+    def storages(self) -> list[Storage]:
+        return [self.storage]
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        return _data_in(self.storage, 0, self.size)
+
+    def fill(self, view: memoryview, offset: int) -> None:
+        if self.storage.read_into(view, offset) != len(view):
+            raise OSError(
+                f"{self.name}: the file ended before {offset + len(view):#x}; it was longer at first"
+            )
+
+
+class _StreamSource(SourceDisk):
+    """A source that can only be read to its end."""
+
+    def __init__(self, file: Any, head: bytes) -> None:
+        super().__init__(name_of(file))
+        self._file = file
+        self._head = head
+        self.size = None if head else 0
+
+    def seen(self) -> int:
+        return self._end if self.size is None else self.size
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        self._end = 0
+        while self._next():
+            yield self._end - self._length, self._end
+
+    def _next(self) -> int:
+        self._length = 0
+        while self._length < _PIECE:
+            data = self._head or self._file.read(_PIECE - self._length)
+            if not data:
+                break
+            self._head = b""
+            self._buffer[self._length : self._length + len(data)] = data
+            self._length += len(data)
+        self._end += self._length
+        return self._length
+
+    def fill(self, view: memoryview, offset: int) -> None:
+        pass  # it is in the buffer already
+
+
+def _data_in(storage: Storage, offset: int, length: int) -> Iterator[tuple[int, int]]:
+    end = offset + length
+    while offset < end and (run := storage.next_data(offset)) is not None and run[0] < end:
+        yield run[0], min(run[1], end)
+        offset = run[1]
+
+
+def open_source(
+    source: Source, format: str | None, how: dict[str, Any], cleanup: contextlib.ExitStack
+) -> SourceDisk:
+    if format not in (None, "raw", "vhdx"):
+        raise RequestError(f'source_format is {format!r}, and must be "vhdx" or "raw"')
+    if isinstance(source, VHDXImage):
+        if format == "raw" or how:
+            raise RequestError("an open image is a VHDX source, and is opened already")
+        return _VHDXSource(source)
+    if not isinstance(source, (str, os.PathLike)) and not can_seek(source):
+        if format == "vhdx" or how:
+            raise RequestError("a VHDX source must be able to seek, and this one cannot")
+        head = source.read(HEAD_SIZE) or b""
+        if format is None:
+            if head.startswith(IDENTIFIER_SIGNATURE):
+                raise RequestError("a VHDX source must be able to seek, and this one cannot; give its path")
+            _refuse_other_formats(head, b"", "")
+        return _StreamSource(source, head)
+    if format is None:
+        format = _guess_format(source)
+    if format == "vhdx":
+        return _VHDXSource(cleanup.enter_context(open_image(source, **how)))
+    if how:
+        raise RequestError(f"{', '.join(how)}: these belong to a VHDX source, and the source is raw")
+    return _RawSource(cleanup.enter_context(contextlib.closing(_open_storage(source))))
+
+
+def _open_storage(source: Source) -> Storage:
+    return open_local(source) if isinstance(source, (str, os.PathLike)) else open_file_object(source)
+
+
+def _guess_format(source: Source) -> str:
+    with contextlib.closing(_open_storage(source)) as storage:
+        if storage.name.lower().endswith(RAW_SUFFIXES):
+            return "raw"
+        if isinstance(storage, LocalFile) and stat.S_ISBLK(storage.status().st_mode):
+            return "raw"
+        head = storage.read_at(HEAD_SIZE, 0)
+        if head.startswith(IDENTIFIER_SIGNATURE):
+            return "vhdx"
+        size = storage.size()
+        footer = storage.read_at(FOOTER_SIZE, max(0, size - FOOTER_SIZE))
+        _refuse_other_formats(head, footer, storage.name)
+        return "raw"
+
+
+def _refuse_other_formats(head: bytes, footer: bytes, name: str) -> None:
+    found = recognise(head, footer, name)
+    if found is not None and not found[1]:
+        raise NotVHDXError(
+            f'it is {found[0]}; source_format="raw" copies it as it is', "NOT-VHDX", "source", 0, "2.2.1"
+        )
+
+
+def can_seek(file: Any) -> bool:
+    """Return whether a file object can go back."""
+    try:
+        return bool(file.seekable())
+    except AttributeError:
+        return False
+
+
+def name_of(file: Source) -> str:
+    """Return a path, or what a file object calls itself."""
+    if isinstance(file, (str, os.PathLike)):
+        return os.fspath(file)
+    name = getattr(file, "name", None)
+    return name if isinstance(name, str) else f"<{type(file).__name__}>"
