@@ -61,13 +61,12 @@ class TestTheActiveSequence:
         entries = [Entry(n, 0, [mark(n), mark(n, n)]) for n in (5, 6, 7)]
         assert replay(ring(LENGTH, follow(entries))) == dict([mark(7), mark(5, 5), mark(6, 6), mark(7, 7)])
 
-    @pytest.mark.parametrize("start", range(LENGTH - 6 * SECTOR, LENGTH, SECTOR))
+    @pytest.mark.parametrize("start", range(LENGTH - 18 * SECTOR, LENGTH, SECTOR))
     def test_a_sequence_wraps_around_the_end_at_every_sector(self, start: int) -> None:
         """Position 0 lies in the middle of it; an entry itself may wrap too."""
-        entries = [Entry(n, start, [mark(n), mark(n, n)]) for n in (5, 6, 7)]
-        assert replay(ring(LENGTH, follow(entries, start))) == dict(
-            [mark(7), mark(5, 5), mark(6, 6), mark(7, 7)]
-        )
+        entries = [Entry(n, start, [mark(n), *(mark(n, 10 * n + k) for k in range(4))]) for n in (5, 6, 7)]
+        expected = dict([mark(7), *(mark(n, 10 * n + k) for n in (5, 6, 7) for k in range(4))])
+        assert replay(ring(LENGTH, follow(entries, start))) == expected
 
     def test_what_is_older_than_the_tail_is_not_replayed(self) -> None:
         """Space that older entries target may have been freed and reused since."""
