@@ -1,4 +1,4 @@
-"""Read and write Microsoft VHDX virtual disks in pure Python."""
+"""Read and make Microsoft VHDX virtual disks in pure Python."""
 
 from pyvhdx._core.locator import ParentLocator
 from pyvhdx._version import __version__

@@ -165,6 +165,10 @@ def _open_file(
 
 def _attach_parents(image: VHDXImage, choice: ParentChoice, options: _Options) -> None:
     """Open parent after parent until one has none; in a loop, because a chain may be deep."""
+    if not (choice == "auto" or callable(choice) or isinstance(choice, (str, os.PathLike, VHDXImage))):
+        raise RequestError(
+            f"parent is {choice!r}, and must be a path, an open image, a function, False or 'auto'"
+        )
     given = not callable(choice) and choice != "auto"
     if given and image.kind != "differencing":
         raise RequestError(f"{image.name} is no differencing image, and has no parent to name")
@@ -217,7 +221,10 @@ def _find(
             if isinstance(problem, kind):
                 problem.tried = tuple(tried)
                 raise problem
-    raise ParentNotFoundError(f"{child.name}: its parent was not found", tuple(tried)) from cause
+    raise ParentNotFoundError(
+        f"{child.name}: its parent was not found; name it (parent=, --parent) or its folder (search=, --search)",
+        tuple(tried),
+    ) from cause
 
 
 class _Refused(ValueError):
@@ -309,7 +316,7 @@ def _problem(
             return ParentMismatchError(
                 f"{parent.name} is not the parent that {child.name} was made from, or was changed since: "
                 f"its DataWriteGuid is {parent.data_write_guid}, and the child names "
-                f"{' or '.join(map(str, expected))}",
+                f"{' or '.join(map(str, expected))}; verify_parent=False (--no-verify-parent) opens it all the same",
                 expected[0],
                 parent.data_write_guid,
             )

@@ -131,7 +131,7 @@ class ParentError(VHDXError):
         self.tried = tried
 
     def __str__(self) -> str:
-        if not self.tried:
+        if not any(why not in self.message for _, why in self.tried):
             return self.message
         return self.message + "; tried " + "; ".join(f"{what} ({why})" for what, why in self.tried)
 

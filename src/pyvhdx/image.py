@@ -281,7 +281,18 @@ class VHDXImage(io.RawIOBase):
         Raises `RequestError` for a negative offset.
         """
         view = _bytes_of(buffer)
-        size = self._clip(offset, len(view))
+        size = len(view)
+        storage = self._storage
+        place = self._places.get(offset >> self._block_shift)
+        if place is not None:
+            within = offset & self._block_mask
+            if (
+                within + size <= self._block_size
+                and offset + size <= self._size
+                and storage.read_into(view, place + within) == size
+            ):
+                return size
+        size = self._clip(offset, size)
         self._read(view[:size], offset)
         return size
 
@@ -358,7 +369,7 @@ class VHDXImage(io.RawIOBase):
             if parent is None:
                 raise ParentNotFoundError(
                     f"{image.name}: bytes {at:#x} to {at + run:#x} are in the parent, and this image was opened "
-                    "without it (parent=False)"
+                    "without it (parent=False, --no-parent)"
                 )
             inside = max(0, min(run, parent._size - at))
             if inside < run:
@@ -496,4 +507,4 @@ class VHDXImage(io.RawIOBase):
 def _bytes_of(buffer: Buffer) -> memoryview:
     """Return a contiguous buffer of any shape as bytes."""
     view = memoryview(buffer)
-    return view.cast("B") if view.nbytes else memoryview(b"")
+    return view.cast("B") if view.nbytes else memoryview(bytearray())

@@ -66,6 +66,8 @@ class TestTheWholeCommand:
             ["nothing"],
             ["info"],
             ["read", "x", "1Q"],
+            ["read", "x", "0", "1.3"],
+            ["read", "x", "0xg"],
             ["create", "x", "big"],
             ["dump", "x", "y"],
             ["info", "x", "--output", "xml"],
@@ -338,7 +340,7 @@ class TestConvert:
                 capsys, "convert", "--output", "json", disk.with_name("new.vhdx"), disk.with_name("new.raw")
             )[1]
         )
-        assert said["target_format"] == "raw"
+        assert said["target-format"] == "raw"
         assert disk.with_name("new.raw").read_bytes() == raw.read_bytes()
         assert call(
             capsys,
@@ -404,6 +406,64 @@ class TestDump:
         assert "current: -" in said
 
 
+class TestArguments:
+    def test_may_stand_behind_options(self, capsys: pytest.CaptureFixture[str], disk: Path) -> None:
+        assert call(capsys, "create", disk.with_name("a.vhdx"), "--kind", "fixed", "10M", "-q") == (0, "", "")
+        assert call(capsys, "create", disk.with_name("b.vhdx"), "-b", disk, "16M", "-q") == (0, "", "")
+        assert call(capsys, "read", disk, "-o", disk.with_name("part"), "5", "4") == (0, "", "")
+        assert disk.with_name("part").read_bytes() == b"data"
+
+    @pytest.mark.parametrize("rest", [["-q", "10M", "20M"], ["-q", "big"], ["--nothing"]])
+    def test_that_are_too_many_or_wrong_are_wrong_use(
+        self, capsys: pytest.CaptureFixture[str], rest: list[str]
+    ) -> None:
+        with pytest.raises(SystemExit) as caught:
+            call(capsys, "create", "x.vhdx", *rest)
+        assert caught.value.code == 2
+
+    def test_may_be_the_offsets_that_map_prints(self, capsys: pytest.CaptureFixture[str], disk: Path) -> None:
+        assert json.loads(call(capsys, "read", "--output", "json", disk, "0x5", "0x4")[1])["offset"] == 5
+
+
+class TestStandardOutput:
+    """It is written in order from where it stands, whatever it is."""
+
+    def test_that_is_a_file_is_appended_to(self, disk: Path) -> None:
+        script = f"(echo HDR; {sys.executable} -m pyvhdx convert -q disk.vhdx -) > out"
+        subprocess.run(script, shell=True, cwd=disk.parent, check=True)
+        assert disk.with_name("out").read_bytes() == b"HDR\n" + disk.with_suffix(".raw").read_bytes()
+
+    def test_that_is_a_device_is_written_to(self, disk: Path) -> None:
+        assert (
+            subprocess.run(
+                f"{sys.executable} -m pyvhdx convert -q {disk} - > /dev/null", shell=True, check=False
+            ).returncode
+            == 0
+        )
+        done = subprocess.run(
+            f"{sys.executable} -m pyvhdx convert -q {disk} - > /dev/full",
+            shell=True,
+            check=False,
+            capture_output=True,
+        )
+        assert done.returncode == 1
+        assert b"No space left" in done.stderr
+        assert b"Traceback" not in done.stderr
+
+    def test_takes_no_vhdx(self, capsys: pytest.CaptureFixture[str], disk: Path) -> None:
+        status, _, err = call(capsys, "convert", "-O", "vhdx", disk, "-")
+        assert (status, "cannot seek" in err) == (2, True)
+
+    def test_of_another_encoding_is_no_traceback(self, disk: Path) -> None:
+        path = disk.rename(disk.with_name("k\u00efd \u0434.vhdx"))
+        for encoding in ("ascii", "cp1252"):
+            command = [sys.executable, "-m", "pyvhdx", "info", str(path)]
+            environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"}
+            done = subprocess.run(command, env=environment, capture_output=True, check=False)
+            assert (done.returncode, done.stderr) == (0, b"")
+            assert b"\\u0434" in done.stdout
+
+
 class TestSizes:
     @pytest.mark.parametrize(
         ("text", "bytes_"),
@@ -417,6 +477,7 @@ class TestSizes:
             ("64T", 64 << 40),
             ("2MiB", 2 << 20),
             ("2MB", 2 << 20),
+            ("0x1000", 4096),
         ],
     )
     def test_are_read_as_qemu_img_does(self, text: str, bytes_: int) -> None:

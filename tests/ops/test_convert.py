@@ -7,6 +7,7 @@ import io
 import os
 import random
 import resource
+import shutil
 import signal
 import stat
 import subprocess
@@ -126,6 +127,8 @@ class TestIdentity:
     def test_from_a_block_device(self, tmp_path: Path) -> None:
         content = random.Random(3).randbytes(3 * MIB) + bytes(2 * MIB)
         (tmp_path / "disk.bin").write_bytes(content)
+        if not shutil.which("losetup"):
+            pytest.skip("losetup is missing")
         made = subprocess.run(
             ["losetup", "-f", "--show", "-r", tmp_path / "disk.bin"],
             capture_output=True,
@@ -187,7 +190,11 @@ class TestFormats:
         (tmp_path / "anything").write_bytes(data)
         assert pyvhdx.convert(tmp_path / "anything", tmp_path / "b.raw").source_format == "vhdx"
         (tmp_path / "c.img").write_bytes(data)
-        assert pyvhdx.convert(tmp_path / "c.img", tmp_path / "d.vhdx").source_format == "raw"
+        with pytest.warns(UserWarning, match="holds a VHDX"):
+            assert pyvhdx.convert(tmp_path / "c.img", tmp_path / "d.vhdx").source_format == "raw"
+        (tmp_path / "damaged").write_bytes(b"VHDXFILE" + data[8:])
+        with pytest.raises(pyvhdx.CorruptImageError, match="a header follows"):
+            pyvhdx.convert(tmp_path / "damaged", tmp_path / "x.raw")
         assert pyvhdx.convert(
             tmp_path / "anything", tmp_path / "e.vhdx", source_format="raw"
         ).virtual_size == len(data)

@@ -92,6 +92,10 @@ class TestParameters:
             {"kind": "differencing"},
             {"kind": "thin"},
             {"creator": "x" * 257},
+            {"size": 1e9},
+            {"size": "10G"},
+            {"block_size": 2.0**20},
+            {"disk_id": "foo"},
         ],
     )
     def test_that_cannot_be(self, how: dict[str, Any], tmp_path: Path) -> None:
@@ -190,6 +194,17 @@ class TestChildren:
                 with pytest.raises(pyvhdx.RequestError, match="no path"):
                     pyvhdx.create("child.vhdx", parent=base)
                 pyvhdx.create("base.vhdx", 8 * MIB, exist_ok=True).close()
+
+    def test_never_replace_a_file_of_their_own_chain(self, tmp_path: Path) -> None:
+        pyvhdx.create(tmp_path / "base.vhdx", 8 * MIB).close()
+        pyvhdx.create(tmp_path / "child.vhdx", parent=tmp_path / "base.vhdx").close()
+        (tmp_path / "link.vhdx").symlink_to(tmp_path / "base.vhdx")
+        before = (tmp_path / "base.vhdx").read_bytes()
+        for target in ("base.vhdx", "link.vhdx", "child.vhdx"):
+            for lock in (True, False):
+                with pytest.raises(pyvhdx.RequestError, match="its own parent"):
+                    pyvhdx.create(tmp_path / target, parent=tmp_path / "child.vhdx", exist_ok=True, lock=lock)
+        assert (tmp_path / "base.vhdx").read_bytes() == before
 
     def test_in_a_file_object_name_their_parent_as_from_its_folder(self, tmp_path: Path) -> None:
         pyvhdx.create(tmp_path / "base.vhdx", 8 * MIB).close()
@@ -325,8 +340,8 @@ class TestLargestImage:
             "import os, subprocess, sys\n"
             "process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)\n"
             "_, status, usage = os.wait4(process.pid, 0)\n"
-            "print(status, usage.ru_maxrss)\n"
-            "os._exit(0)"
+            "process.returncode = status\n"
+            "print(status, usage.ru_maxrss)"
         )
         info = [sys.executable, "-m", "pyvhdx", "info", str(path)]
         done = subprocess.run(

@@ -40,6 +40,11 @@ def test_bad_headers_are_shown_too(bad: tuple[int, ...], current: int | None, tm
     assert [h["valid"] for h in value["headers"]] == [n not in bad for n in range(2)]
 
 
+def test_a_file_with_a_damaged_identifier_is_shown_too(tmp_path: Path) -> None:
+    value = shown(Image(8 * MIB, patches=[(0, b"VHDX")]), tmp_path, dump.dump_header)
+    assert (value["signature"], value["current"]) == ("VHDXfile", 0x20000)
+
+
 def test_region_tables_after_the_replay(tmp_path: Path) -> None:
     image = Image(8 * MIB, patches=[(0x40004, b"bad!")])
     one, other = shown(image, tmp_path, dump.dump_regions)

@@ -63,6 +63,9 @@ class Disk:
     items: list[tuple[UUID, int, bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        for name in ("size", "block_size", "logical_sector_size", "physical_sector_size", "log_size"):
+            if not isinstance(getattr(self, name), int):
+                raise RequestError(f"{name} is {getattr(self, name)!r}, and must be a whole number of bytes")
         for name, size in (
             ("logical_sector_size", self.logical_sector_size),
             ("physical_sector_size", self.physical_sector_size),

@@ -85,6 +85,11 @@ class Replay(NamedTuple):
     findings: list[Finding]
 
 
+def count_of(entries: list[Entry]) -> str:
+    """Return how many there are, in words."""
+    return "1 entry" if len(entries) == 1 else f"{len(entries)} entries"
+
+
 def scan(ring: Ring, log_guid: UUID) -> list[Candidate]:
     """Return everything in the log that starts like an entry of *log_guid*, in ring order."""
     guid = log_guid.bytes_le
@@ -186,7 +191,8 @@ def read_log(ring: Ring, log_guid: UUID, file_size: int) -> Replay:
             "log",
             ring.offset,
             "2.3.3",
-            f"{len(entries)} entries are replayed, sequence numbers {entries[0].sequence_number} to {head.sequence_number}",
+            f"{count_of(entries)} replayed in memory, sequence numbers "
+            f"{entries[0].sequence_number} to {head.sequence_number}",
         )
     ]
     if head.flushed_file_offset % ALIGNMENT or head.last_file_offset % ALIGNMENT:

@@ -15,7 +15,7 @@ from pyvhdx._core.blocks import BlockMap
 from pyvhdx._core.findings import corrupt
 from pyvhdx._core.geometry import Geometry
 from pyvhdx._core.headers import CurrentHeader, choose_header
-from pyvhdx._core.log_reader import Replay, Ring, read_log
+from pyvhdx._core.log_reader import Replay, Ring, count_of, read_log
 from pyvhdx._core.metadata import Metadata, read_metadata
 from pyvhdx._core.regions import Regions, Span, read_regions, region_name
 from pyvhdx.errors import LogPendingError, NotVHDXError
@@ -61,7 +61,8 @@ def open_file(storage: Storage, *, replay_log: bool = True) -> OpenFile:
         replay = replay_of(storage, header)
         if replay.entries and not replay_log:
             raise LogPendingError(
-                f"{len(replay.entries)} entries of the log are to be replayed first",
+                f"{count_of(replay.entries)} must be replayed first, and that was refused; "
+                'log="auto" replays in memory and changes no file',
                 "LOG-PENDING",
                 "log",
                 header.log_offset,
@@ -97,7 +98,7 @@ def read_identifier(storage: Storage) -> str:
     head = storage.read_at(HEAD_SIZE, 0)
     size = storage.size()
     if not head.startswith(c.IDENTIFIER_SIGNATURE):
-        if any(is_valid_header(data) for data in _header_copies(storage)):
+        if has_a_right_header(storage):
             raise corrupt(
                 "IDENTIFIER",
                 "file identifier",
@@ -111,6 +112,11 @@ def read_identifier(storage: Storage) -> str:
             "FILE-SIZE", "file", size, "2.1", f"the file ends after {size} bytes, inside the header section"
         )
     return decode_creator(FileIdentifier.parse(head).creator)
+
+
+def has_a_right_header(storage: Storage) -> bool:
+    """Return whether this was a VHDX file, whatever its first bytes say."""
+    return any(is_valid_header(data) for data in _header_copies(storage))
 
 
 def _what_it_is(storage: Storage, head: bytes, size: int) -> str:

@@ -70,7 +70,7 @@ def _is_absolute(text: str) -> bool:
 
 
 def _here(text: str, flavour: ModuleType) -> str:
-    return text if flavour is ntpath else text.replace("\\", "/")
+    return text if flavour is ntpath else text.replace("\\", "/").removeprefix("./")
 
 
 def _absolute(text: str, flavour: ModuleType) -> Candidate:

@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in _COMMANDS:
         command.add_to(commands)
-    parsed = parser.parse_args(arguments)
+    parsed, rest = parser.parse_known_args(arguments)
+    _take_late(parser, parsed, rest)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name need not be text
@@ -67,6 +68,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"pyvhdx: error: {printable(_sentence(error))}", file=sys.stderr)
         return next(status for kind, status in _STATUS if isinstance(error, kind))
     return 0
+
+
+def _take_late(parser: argparse.ArgumentParser, parsed: argparse.Namespace, rest: list[str]) -> None:
+    """Take optional arguments that stand behind an option, where argparse no longer looks for them."""
+    for name, kind in getattr(parsed, "late", {}).items():
+        if rest and not rest[0].startswith("-") and getattr(parsed, name) is None:
+            try:
+                setattr(parsed, name, kind(rest.pop(0)))
+            except argparse.ArgumentTypeError as error:
+                parser.error(f"argument {name}: {error}")
+    if rest:
+        parser.error(f"unrecognized arguments: {printable(' '.join(rest))}")
 
 
 def _sentence(error: BaseException) -> str:

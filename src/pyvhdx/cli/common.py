@@ -20,9 +20,14 @@ _UNITS = {unit: 1 << 10 * power for power, unit in enumerate(("", "K", "M", "G",
 
 def size(text: str) -> int:
     """Read a size as qemu-img does: bytes, or with K, M, G, T for powers of 1024."""
+    if text[:2].lower() == "0x":  # as map and the errors write them
+        try:
+            return int(text, 16)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no hexadecimal number") from None
     match = _SIZE.fullmatch(text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write bytes, or 10G, 512M, 64T")
+    if match is None or ("." in match[1] and match[2].upper() in ("", "B")):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write bytes, 0x1000, or 512K, 1.5G, 64T")
     number = float(match[1]) if "." in match[1] else int(match[1])
     return int(number * _UNITS[match[2].upper()])
 

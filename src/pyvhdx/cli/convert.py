@@ -41,6 +41,21 @@ def add_to(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
+class _StandardOutput:
+    """Standard output from here on: written in order, also where it is a file or a device."""
+
+    name = "<stdout>"
+
+    def seekable(self) -> bool:
+        return False
+
+    def write(self, data: memoryview) -> int:
+        return sys.stdout.buffer.write(data)
+
+    def flush(self) -> None:
+        sys.stdout.buffer.flush()
+
+
 def run(parsed: Namespace) -> None:
     standard: dict[str, Any] = {
         "no_parent": False,
@@ -56,8 +71,8 @@ def run(parsed: Namespace) -> None:
     with common.Progress(parsed) as progress:
         report = convert(
             sys.stdin.buffer if parsed.source == "-" else parsed.source,
-            sys.stdout.buffer if parsed.target == "-" else parsed.target,
-            source_format=parsed.source_format or ("raw" if parsed.source == "-" else None),
+            _StandardOutput() if parsed.target == "-" else parsed.target,
+            source_format=parsed.source_format,
             format=parsed.format or ("raw" if parsed.target == "-" else None),
             overwrite=parsed.force,
             progress=progress,
@@ -71,7 +86,7 @@ def run(parsed: Namespace) -> None:
         )
     out = sys.stderr if parsed.target == "-" else sys.stdout
     if parsed.output == "json":
-        common.print_json(report.to_dict(), out)
+        common.print_json({key.replace("_", "-"): value for key, value in report.to_dict().items()}, out)
     elif not parsed.quiet:
         print(
             f"{common.printable(report.source)} ({report.source_format}) -> "

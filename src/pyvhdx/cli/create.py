@@ -37,7 +37,7 @@ def add_to(commands: Any) -> None:
     group.add_argument("--disk-id", type=UUID, metavar="GUID", help="the identity of the virtual disk")
     group.add_argument("--seed", metavar="TEXT", help="derive every GUID from this, for equal files")
     group.add_argument("--creator", default=DEFAULT_CREATOR, metavar="TEXT")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, late={"size": common.size})
 
 
 def run(parsed: Namespace) -> None:

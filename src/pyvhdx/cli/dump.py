@@ -75,4 +75,9 @@ def _text(name: str, value: Any) -> str:
         and ("offset" in name or name in ("current", "position"))
     ):
         return f"{value:#x}"
-    return "-" if value is None or value in ([], {}) else common.printable(str(value))
+    text = "-" if value is None or value in ([], {}) else common.printable(str(value))
+    return (
+        text
+        if len(text) <= 160
+        else f"{text[:128]}... ({len(text)} characters; all of them with --output json)"
+    )

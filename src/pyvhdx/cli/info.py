@@ -31,7 +31,7 @@ def run(parsed: Namespace) -> None:
     try:
         image = open_image(parsed.image, **how)
     except ParentError as error:
-        if parsed.chain:
+        if parsed.chain or parsed.parent is not None:
             raise
         missing = str(error)
         image = open_image(parsed.image, **{**how, "parent": False})

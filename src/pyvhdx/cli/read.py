@@ -21,7 +21,7 @@ def add_to(commands: Any) -> None:
     """Add the sub-command."""
     parser = commands.add_parser("read", help="write bytes of the disk to standard output or a file")
     parser.add_argument("image")
-    parser.add_argument("offset", nargs="?", type=common.size, default=0, help="where to begin; 0 without it")
+    parser.add_argument("offset", nargs="?", type=common.size, help="where to begin; 0 without it")
     parser.add_argument("length", nargs="?", type=common.size, help="how much; up to the end without it")
     parser.add_argument("-o", "--to", metavar="FILE", help="write to this new file")
     common.add_quiet(parser)
@@ -29,12 +29,12 @@ def add_to(commands: Any) -> None:
         "--output", choices=("raw", "json"), default="raw", help="the bytes as they are, or as base64 in JSON"
     )
     common.add_open(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, late={"offset": common.size, "length": common.size})
 
 
 def run(parsed: Namespace) -> None:
     with open_image(parsed.image, **common.how(parsed)) as image:
-        offset = parsed.offset
+        offset = parsed.offset or 0
         length = image.size - offset if parsed.length is None else parsed.length
         if length < 0 or offset + length > image.size:
             raise RequestError(

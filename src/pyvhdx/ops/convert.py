@@ -14,7 +14,7 @@ from pyvhdx.format.constants import MAX_VIRTUAL_SIZE, MIB, round_up
 from pyvhdx.ops.build import Builder
 from pyvhdx.ops.create import new_disk
 from pyvhdx.ops.source import RAW_SUFFIXES, can_seek, name_of, open_source
-from pyvhdx.storage import LocalFile, new_file, open_file_object
+from pyvhdx.storage import LocalFile, new_file, open_file_object, refuse_files_in_use
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,20 +117,27 @@ def convert(
         ):
             raise RequestError("kind, seed and the sizes belong to a VHDX target, and the target is raw")
         if isinstance(target, (str, os.PathLike)):
-            with contextlib.suppress(FileNotFoundError):
-                _refuse_source(os.stat(target), disk, name_of(target))
+            refuse_files_in_use(target, disk.storages(), "the source itself, or a file of its chain")
             with new_file(target, overwrite=overwrite, sync=sync) as file:
                 size, data = _write(disk, file, make, progress, flush=False)
         elif target_format == "raw" and not can_seek(target):
             size, data = _write_stream(disk, target, progress)
         else:
+            if not can_seek(target):
+                raise RequestError("a VHDX target is written at many places, and this one cannot seek")
             storage = cleanup.enter_context(contextlib.closing(open_file_object(target)))
-            if isinstance(storage, LocalFile):
-                _refuse_source(storage.status(), disk, name_of(target))
-            if target is source:
-                raise RequestError("the target is the source itself")
+            if target is source or (
+                isinstance(storage, LocalFile)
+                and any(
+                    isinstance(s, LocalFile) and os.path.samestat(s.status(), storage.status())
+                    for s in disk.storages()
+                )
+            ):
+                raise RequestError("the target is the source itself, or a file of its chain")
             if storage.size() and not overwrite:
-                raise FileExistsError("the target is not empty; overwrite=True replaces its content")
+                raise FileExistsError(
+                    "the target is not empty; overwrite=True (--force) replaces its content"
+                )
             storage.truncate(0)
             size, data = _write(disk, storage, make, progress, flush=sync)
             if sync:
@@ -157,7 +164,7 @@ def _target_format(target: Source, format: str | None) -> str:
     if name.endswith(RAW_SUFFIXES):
         return "raw"
     raise RequestError(
-        f'the format of {name_of(target)} cannot be told from its name; give format="vhdx" or "raw"'
+        f'the format of {name_of(target)} cannot be told from its name; say it with format="raw" or "vhdx" (-O)'
     )
 
 
@@ -230,10 +237,3 @@ def _write_zeros(target: Any, count: int) -> None:
 def _write_all(target: Any, view: memoryview) -> None:
     while view:
         view = view[target.write(view) :]
-
-
-def _refuse_source(status: os.stat_result, source: SourceDisk, name: str) -> None:
-    """A target that exists must not be a file that is being read."""
-    for storage in source.storages():
-        if isinstance(storage, LocalFile) and os.path.samestat(storage.status(), status):
-            raise RequestError(f"{name} is the source itself, or a file of its chain")

@@ -21,7 +21,7 @@ from pyvhdx.format import locator as form
 from pyvhdx.format.metadata import IS_USER, IS_VIRTUAL_DISK, ITEM_FLAGS
 from pyvhdx.image import VHDXImage
 from pyvhdx.ops.build import Builder
-from pyvhdx.storage import new_file, open_file_object
+from pyvhdx.storage import new_file, open_file_object, refuse_files_in_use
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -82,7 +82,7 @@ def create(
     """
     if parent is None:
         if kind == "differencing":
-            raise RequestError('kind="differencing" needs a parent')
+            raise RequestError('a differencing disk needs its parent (parent="FILE", or -b FILE)')
         if size is None:
             raise RequestError("size is needed where there is no parent")
         disk = new_disk(
@@ -99,8 +99,10 @@ def create(
     else:
         if kind == "fixed":
             raise RequestError("a child is differencing, and cannot be fixed")
-        opened = parent if isinstance(parent, VHDXImage) else open_image(parent, parent=False, lock=lock)
+        opened = parent if isinstance(parent, VHDXImage) else open_image(parent, lock=lock)
         try:
+            if isinstance(target, (str, os.PathLike)):
+                refuse_files_in_use(target, [image._file.raw for image in opened.chain], "its own parent")
             if logical_sector_size not in (None, opened.logical_sector_size):
                 raise RequestError(
                     f"logical_sector_size must be the parent's, which is {opened.logical_sector_size}"
@@ -153,6 +155,8 @@ def new_disk(
     items: list[tuple[UUID, int, bytes]] | None = None,
 ) -> Disk:
     """Return the description of a new disk, defaults filled in and GUIDs made; see `create`."""
+    if disk_id is not None and not isinstance(disk_id, uuid.UUID):
+        raise RequestError(f"disk_id is {disk_id!r}, and must be a UUID")
     given: dict[str, Any] = {
         "size": size,
         "kind": kind,

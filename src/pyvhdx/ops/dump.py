@@ -15,6 +15,7 @@ from pyvhdx.errors import ImageError, RequestError
 from pyvhdx.format import constants as c
 from pyvhdx.format.bat import split_entry
 from pyvhdx.format.header import Header, is_valid_header
+from pyvhdx.format.identifier import FileIdentifier, decode_creator
 from pyvhdx.format.metadata import (
     ChsParameters,
     FileParameters,
@@ -60,7 +61,8 @@ def opened(source: Source, *, lock: bool = True) -> Iterator[Storage]:
     try:
         if lock and isinstance(storage, LocalFile):
             storage.lock(READER)
-        opening.read_identifier(storage)
+        if not opening.has_a_right_header(storage):
+            opening.read_identifier(storage)  # says what it is instead
         yield storage
     except ImageError as error:
         error.name = storage.name
@@ -79,7 +81,13 @@ def dump_header(storage: Storage) -> dict[str, Any]:
         current: int | None = opening.read_headers(storage).offset
     except ImageError:
         current = None
-    return {"creator": opening.read_identifier(storage), "current": current, "headers": copies}
+    identifier = FileIdentifier.parse(storage.read_at(FileIdentifier.packer.size, 0))
+    return {
+        "signature": identifier.signature.decode("ascii", "backslashreplace"),
+        "creator": decode_creator(identifier.creator),
+        "current": current,
+        "headers": copies,
+    }
 
 
 def dump_regions(storage: Storage) -> list[dict[str, Any]]:
@@ -114,7 +122,7 @@ def dump_metadata(storage: Storage) -> list[dict[str, Any]]:
             if kind is not None and len(data) >= kind.packer.size:
                 item["value"] = _plain(kind.parse(data))
             else:
-                item["value"] = data[:64].hex()
+                item["value"] = data.hex()
         items.append(item)
     return items
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import warnings
 from typing import TYPE_CHECKING, Any
 
+from pyvhdx._core.opening import has_a_right_header
 from pyvhdx.chain import open as open_image
 from pyvhdx.errors import NotVHDXError, RequestError
 from pyvhdx.format.constants import IDENTIFIER_SIGNATURE
@@ -209,12 +211,20 @@ def _open_storage(source: Source) -> Storage:
 
 def _guess_format(source: Source) -> str:
     with contextlib.closing(_open_storage(source)) as storage:
-        if storage.name.lower().endswith(RAW_SUFFIXES):
-            return "raw"
         if isinstance(storage, LocalFile) and stat.S_ISBLK(storage.status().st_mode):
             return "raw"
         head = storage.read_at(HEAD_SIZE, 0)
-        if head.startswith(IDENTIFIER_SIGNATURE):
+        is_vhdx = head.startswith(IDENTIFIER_SIGNATURE)
+        if storage.name.lower().endswith(RAW_SUFFIXES):
+            if is_vhdx:
+                warnings.warn(
+                    f"{storage.name} holds a VHDX image, and is copied as it is because of its name; "
+                    'source_format="vhdx" (-f vhdx) copies the disk in it',
+                    UserWarning,
+                    stacklevel=4,
+                )
+            return "raw"
+        if is_vhdx or has_a_right_header(storage):  # the open says what is wrong with the latter
             return "vhdx"
         size = storage.size()
         footer = storage.read_at(FOOTER_SIZE, max(0, size - FOOTER_SIZE))
@@ -226,7 +236,11 @@ def _refuse_other_formats(head: bytes, footer: bytes, name: str) -> None:
     found = recognise(head, footer, name)
     if found is not None and not found[1]:
         raise NotVHDXError(
-            f'it is {found[0]}; source_format="raw" copies it as it is', "NOT-VHDX", "source", 0, "2.2.1"
+            f'{name or "the source"} is {found[0]}; source_format="raw" (-f raw) copies it as it is',
+            "NOT-VHDX",
+            "source",
+            0,
+            "2.2.1",
         )
 
 

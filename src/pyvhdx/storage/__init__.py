@@ -9,6 +9,15 @@ from pyvhdx.storage.file_object import FileObject, open_file_object
 from pyvhdx.storage.local import LocalFile, open_local
 from pyvhdx.storage.overlay import Overlay
 from pyvhdx.storage.protocol import Storage
-from pyvhdx.storage.target import new_file
+from pyvhdx.storage.target import new_file, refuse_files_in_use
 
-__all__ = ["FileObject", "LocalFile", "Overlay", "Storage", "new_file", "open_file_object", "open_local"]
+__all__ = [
+    "FileObject",
+    "LocalFile",
+    "Overlay",
+    "Storage",
+    "new_file",
+    "open_file_object",
+    "open_local",
+    "refuse_files_in_use",
+]

@@ -15,9 +15,10 @@ from pyvhdx.storage import locks
 from pyvhdx.storage.local import LocalFile, open_local
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from pyvhdx._types import PathLike
+    from pyvhdx.storage.protocol import Storage
 
 _CREATE_FLAGS = (
     os.O_RDWR
@@ -51,7 +52,11 @@ def new_file(
             held.lock(locks.WRITER)
         folder, base = os.path.split(target)
         temporary = os.path.join(folder, f".{base[:200]}.{secrets.token_hex(8)}.tmp")
-        fd = os.open(temporary, _CREATE_FLAGS, 0o666)
+        try:
+            fd = os.open(temporary, _CREATE_FLAGS, 0o666)
+        except OSError as error:
+            error.filename = os.fspath(path)  # nobody asked for the temporary one
+            raise
         cleanup.callback(_remove, temporary)
         file = cleanup.enter_context(contextlib.closing(LocalFile(fd, os.fspath(path))))
         if old is not None:
@@ -67,6 +72,17 @@ def new_file(
             _rename_new(temporary, target)
         if sync:
             _flush_folder(folder)
+
+
+def refuse_files_in_use(path: PathLike, used: Iterable[Storage], what: str) -> None:
+    """Raise `RequestError` where *path* is one of the files that are being read: *what* says which."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return
+    for storage in used:
+        if isinstance(storage, LocalFile) and os.path.samestat(storage.status(), status):
+            raise RequestError(f"{os.fspath(path)} is {what}, and is not replaced")
 
 
 def _existing(target: str, *, overwrite: bool) -> os.stat_result | None:
