@@ -253,6 +253,13 @@ class TestMap:
         assert lines[1].split() == ["0x0", "0x200000", "data", "0x400000", str(disk)]
         assert lines[2].split() == ["0x200000", "0x600000", "absent"]
 
+    def test_of_what_cannot_be_read_prints_no_heading(
+        self, capsys: pytest.CaptureFixture[str], child: Path
+    ) -> None:
+        status, said, err = call(capsys, "map", "--no-parent", child)
+        assert (status, said) == (5, "")
+        assert "--no-parent" in err
+
     def test_of_an_empty_range_is_an_empty_list(self, capsys: pytest.CaptureFixture[str], disk: Path) -> None:
         assert call(capsys, "map", "--output", "json", "-s", "8M", disk)[1] == "[]\n"
 

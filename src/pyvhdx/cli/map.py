@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from pyvhdx.chain import open as open_image
@@ -30,9 +31,10 @@ def run(parsed: Namespace) -> None:
         if parsed.output == "json":
             common.print_json_list(_describe(extent) for extent in extents)
             return
+        first = next(extents, None)  # an error comes before the heading
         names = [common.printable(member.name) for member in image.chain]
         print(f"{'Offset':<16}{'Length':<16}{'Kind':<8}{'In file at':<16}File")
-        for extent in extents:
+        for extent in itertools.chain([first] if first else [], extents):
             place = "" if extent.file_offset is None else f"{extent.file_offset:#x}"
             name = "" if extent.kind == "absent" else names[extent.depth]
             print(f"{extent.offset:<#16x}{extent.length:<#16x}{extent.kind:<8}{place:<16}{name}".rstrip())

@@ -46,8 +46,9 @@ def new_file(
     target = os.path.realpath(path)
     with contextlib.ExitStack() as cleanup:
         old = _existing(target, overwrite=overwrite)
-        if old is not None and lock:
+        if old is not None and lock and sys.platform != "win32":
             # Held until the rename, so that nobody begins to use a file that is about to go.
+            # Windows renames onto no open file, and has no such locks.
             held = cleanup.enter_context(contextlib.closing(open_local(target)))
             held.lock(locks.WRITER)
         folder, base = os.path.split(target)
