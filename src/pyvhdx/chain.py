@@ -8,6 +8,7 @@ child remembers and the child's logical sector size.  The first one that fits is
 
 from __future__ import annotations
 
+import contextlib
 import io
 import ntpath
 import os
@@ -148,10 +149,11 @@ def is_vhdx(source: Source) -> bool:
 
 
 def _open_file(
-    source: Source, options: _Options, reopen: tuple[Any, ...] | None = None, *, devices: bool = True
+    source: Source, options: _Options, reopen: tuple[Any, ...] | None = None, *, trusted: bool = True
 ) -> VHDXImage:
+    """Open one file; a path that is not *trusted* must be a regular file and no link."""
     if isinstance(source, (str, os.PathLike)):
-        storage: Storage = open_local(source, devices=devices)
+        storage: Storage = open_local(source, devices=trusted, follow=trusted)
     else:
         storage = open_file_object(source)
     if options.lock and isinstance(storage, LocalFile):
@@ -208,12 +210,13 @@ def _find(
             tried.append((label, getattr(error, "strerror", None) or str(error)))
             cause = error
             continue
-        problem = _problem(child, parent, chain, options)
-        owned = parent is not source
-        if problem is None:
-            return parent, owned
-        if owned:
-            parent.close()
+        with contextlib.ExitStack() as unless_taken:
+            if parent is not source:
+                unless_taken.enter_context(parent)
+            problem = _problem(child, parent, chain, options)
+            if problem is None:
+                unless_taken.pop_all()
+                return parent, parent is not source
         tried.append((label, problem.message))
         problems.append(problem)
     for kind in (ParentCycleError, ParentMismatchError):
@@ -260,7 +263,7 @@ def _open_candidate(source: Any, options: _Options) -> VHDXImage:
         raise _Refused("an absolute path, and allow_absolute does not name its folder")
     if options.within is not None and not _lies_in(real, options.within):
         raise _Refused(f"it lies outside {options.within}")
-    return _open_file(real, options, (_unpickle, (real, "auto", options)), devices=False)
+    return _open_file(real, options, (_unpickle, (real, "auto", options)), trusted=False)
 
 
 def _lies_in(path: str, folder: str) -> bool:

@@ -207,6 +207,9 @@ def test_a_bad_locator_is_refused_where_it_is_needed(name: str, tmp_path: Path) 
     with pytest.raises(error) as caught:
         pyvhdx.open(tmp_path / "child.vhdx")
     assert caught.value.code == code
+    Image(8 * MIB, tag=9).write(tmp_path / "base.vhdx")
+    with pytest.raises(error):  # and the parent that was opened is closed again
+        pyvhdx.open(tmp_path / "child.vhdx", parent=tmp_path / "base.vhdx")
     with pyvhdx.open(tmp_path / "child.vhdx", parent=False) as opened:
         info = opened.info()
         assert info.kind == "differencing"
