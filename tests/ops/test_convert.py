@@ -285,6 +285,13 @@ class TestTargets:
         with pytest.raises(pyvhdx.RequestError, match="seek"):
             pyvhdx.convert(raw, Stream(), format="vhdx")
 
+    @pytest.mark.parametrize("format", ["raw", "vhdx"])
+    def test_a_file_opened_for_writing_only(self, format: str, raw: Path, tmp_path: Path) -> None:
+        with (tmp_path / "new").open("wb") as file:
+            pyvhdx.convert(raw, file, format=format)
+        pyvhdx.convert(tmp_path / "new", tmp_path / "back.raw")
+        assert (tmp_path / "back.raw").read_bytes() == raw.read_bytes()
+
     def test_an_empty_source_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "disk.raw").write_bytes(b"")
         for source in (tmp_path / "disk.raw", Stream()):

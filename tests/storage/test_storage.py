@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -180,6 +181,16 @@ class TestFileObjects:
     def test_what_is_no_binary_file_is_refused(self, thing: object) -> None:
         with pytest.raises(RequestError, match="binary file object"):
             open_file_object(thing)
+
+    def test_the_wrappers_of_tempfile_are_files_too(self) -> None:
+        with tempfile.SpooledTemporaryFile() as spooled, tempfile.NamedTemporaryFile() as named:
+            for file in (spooled, named):
+                file.write(b"content")
+                storage = open_file_object(file)
+                assert storage.read_at(4, 3) == b"tent"
+                storage.close()
+        with tempfile.NamedTemporaryFile("w+") as text, pytest.raises(RequestError, match="binary"):
+            open_file_object(text)
 
     def test_a_pipe_is_refused(self) -> None:
         reader, writer = os.pipe()

@@ -13,8 +13,8 @@ from pyvhdx.errors import RequestError
 from pyvhdx.format.constants import MAX_VIRTUAL_SIZE, MIB, round_up
 from pyvhdx.ops.build import Builder
 from pyvhdx.ops.create import new_disk
-from pyvhdx.ops.source import RAW_SUFFIXES, can_seek, name_of, open_source
-from pyvhdx.storage import LocalFile, new_file, open_file_object, refuse_files_in_use
+from pyvhdx.ops.source import RAW_SUFFIXES, name_of, open_source
+from pyvhdx.storage import LocalFile, can_seek, new_file, open_file_object, refuse_files_in_use
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,7 @@ from pyvhdx.errors import NotVHDXError, RequestError
 from pyvhdx.format.constants import IDENTIFIER_SIGNATURE
 from pyvhdx.format.foreign import FOOTER_SIZE, HEAD_SIZE, recognise
 from pyvhdx.image import VHDXImage
-from pyvhdx.storage import LocalFile, open_file_object, open_local
+from pyvhdx.storage import LocalFile, can_seek, open_file_object, open_local
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -242,14 +242,6 @@ def _refuse_other_formats(head: bytes, footer: bytes, name: str) -> None:
             0,
             "2.2.1",
         )
-
-
-def can_seek(file: Any) -> bool:
-    """Return whether a file object can go back."""
-    try:
-        return bool(file.seekable())
-    except AttributeError:
-        return False
 
 
 def name_of(file: Source) -> str:

@@ -5,7 +5,7 @@ Positional I/O, and nothing else: this package knows no byte of the VHDX format.
 lock, `Overlay` shows a file as it will be once its log has been replayed.
 """
 
-from pyvhdx.storage.file_object import FileObject, open_file_object
+from pyvhdx.storage.file_object import FileObject, can_seek, open_file_object
 from pyvhdx.storage.local import LocalFile, open_local
 from pyvhdx.storage.overlay import Overlay
 from pyvhdx.storage.protocol import Storage
@@ -16,6 +16,7 @@ __all__ = [
     "LocalFile",
     "Overlay",
     "Storage",
+    "can_seek",
     "new_file",
     "open_file_object",
     "open_local",

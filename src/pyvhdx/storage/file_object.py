@@ -26,9 +26,9 @@ def open_file_object(file: Any) -> Storage:
     is used by descriptor (a duplicate, so that the caller may close its own).  Every other object
     is read by seek and read: gzip and lzma objects answer `fileno` with the compressed file's.
     """
-    if isinstance(file, io.TextIOBase) or not all(hasattr(file, name) for name in ("read", "seek", "tell")):
+    if _is_text(file) or not all(hasattr(file, name) for name in ("read", "seek", "tell")):
         raise RequestError(f"a path or a binary file object is needed, not {type(file).__name__}")
-    if not file.seekable():
+    if not can_seek(file):
         raise RequestError("the file object cannot seek, and an image is read at many places")
     raw = file.raw if type(file) in _BUFFERED else file
     if type(raw) is io.FileIO:
@@ -38,6 +38,19 @@ def open_file_object(file: Any) -> Storage:
                 file.flush()
             return LocalFile(os.dup(raw.fileno()), _name(file))
     return FileObject(file)
+
+
+def can_seek(file: Any) -> bool:
+    """Return whether a file object can go back; not all that can have a `seekable`."""
+    try:
+        return bool(file.seekable())
+    except AttributeError:
+        return hasattr(file, "seek")
+
+
+def _is_text(file: Any) -> bool:
+    # A wrapper, as tempfile makes them, does not show by its type what is in it.
+    return isinstance(file, io.TextIOBase) or isinstance(getattr(file, "file", None), io.TextIOBase)
 
 
 def _name(file: Any) -> str:
