@@ -20,6 +20,7 @@ LAYERS = [
     "format",
     "storage",
     "_core",
+    "info",
     "image",
     "chain",
     "ops",

@@ -20,7 +20,8 @@ from pyvhdx.errors import (
     UnsupportedImageError,
     VHDXError,
 )
-from pyvhdx.image import Extent, ImageInfo, VHDXImage
+from pyvhdx.image import VHDXImage
+from pyvhdx.info import Extent, ImageInfo
 from pyvhdx.ops.convert import ConvertReport, convert
 from pyvhdx.ops.create import create
 

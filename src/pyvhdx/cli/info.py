@@ -12,7 +12,7 @@ from pyvhdx.format.locator import ABSOLUTE_WIN32_PATH, RELATIVE_PATH, VOLUME_PAT
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from pyvhdx.image import ImageInfo
+    from pyvhdx.info import ImageInfo
 
 
 def add_to(commands: Any) -> None:

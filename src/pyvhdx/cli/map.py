@@ -11,7 +11,7 @@ from pyvhdx.cli import common
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from pyvhdx.image import Extent
+    from pyvhdx.info import Extent
 
 
 def add_to(commands: Any) -> None:
