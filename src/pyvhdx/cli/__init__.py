@@ -40,11 +40,14 @@ _STATUS: tuple[tuple[type[BaseException], int], ...] = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
+    _replace_closed_streams()
     parser = argparse.ArgumentParser(prog="pyvhdx", description="Read and make VHDX virtual disks.")
     parser.add_argument("--version", action="version", version=f"pyvhdx {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in _COMMANDS:
         command.add_to(commands)
+    for sub_parser in commands.choices.values():
+        sub_parser.allow_abbrev = False  # `read --force` is not --force-share
     parsed, rest = parser.parse_known_args(arguments)
     _take_late(parser, parsed, rest)
     for stream in (sys.stdout, sys.stderr):
@@ -68,6 +71,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"pyvhdx: error: {printable(_sentence(error))}", file=sys.stderr)
         return next(status for kind, status in _STATUS if isinstance(error, kind))
     return 0
+
+
+class _ClosedOutput(io.TextIOBase):
+    """In place of a standard output that was closed."""
+
+    @property
+    def buffer(self) -> Any:
+        return self
+
+    def write(self, _: object) -> int:
+        raise OSError("standard output is closed")
+
+
+def _replace_closed_streams() -> None:
+    """A stream that was closed is None, and nothing here expects that."""
+    if sys.stdout is None:
+        sys.stdout = _ClosedOutput()
+    if sys.stderr is None:
+        sys.stderr = io.StringIO()  # who closes it wants no messages
 
 
 def _take_late(parser: argparse.ArgumentParser, parsed: argparse.Namespace, rest: list[str]) -> None:

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from pyvhdx.cli import common
+from pyvhdx.errors import RequestError
 from pyvhdx.ops.convert import convert
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ class _StandardOutput:
     def flush(self) -> None:
         sys.stdout.buffer.flush()
 
+    def fileno(self) -> int:
+        return sys.stdout.buffer.fileno()
+
 
 def run(parsed: Namespace) -> None:
     standard: dict[str, Any] = {
@@ -68,6 +72,8 @@ def run(parsed: Namespace) -> None:
         "force_share": False,
     }
     given = any(getattr(parsed, name) != value for name, value in standard.items())
+    if parsed.source == "-" and sys.stdin is None:
+        raise RequestError("standard input is closed, and the source is to come from there")
     with common.Progress(parsed) as progress:
         report = convert(
             sys.stdin.buffer if parsed.source == "-" else parsed.source,

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 from pyvhdx.chain import open as open_image
 from pyvhdx.cli import common
 from pyvhdx.errors import RequestError
+from pyvhdx.storage import new_file, refuse_files_in_use
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -46,9 +47,10 @@ def run(parsed: Namespace) -> None:
             return
         with contextlib.ExitStack() as cleanup:
             target: IO[bytes] = sys.stdout.buffer
+            if parsed.to is None:
+                used = [member._file.raw for member in image.chain]
+                refuse_files_in_use(target, used, "the image itself, or a file of its chain")
             if parsed.to is not None:
-                from pyvhdx.storage import new_file  # noqa: PLC0415 - rarely needed
-
                 file = cleanup.enter_context(new_file(parsed.to))
             progress = cleanup.enter_context(common.Progress(parsed))
             for done in range(0, length, _PIECE):

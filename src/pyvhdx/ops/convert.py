@@ -14,7 +14,7 @@ from pyvhdx.format.constants import MAX_VIRTUAL_SIZE, MIB, round_up
 from pyvhdx.ops.build import Builder
 from pyvhdx.ops.create import new_disk
 from pyvhdx.ops.source import RAW_SUFFIXES, name_of, open_source
-from pyvhdx.storage import LocalFile, can_seek, new_file, open_file_object, refuse_files_in_use
+from pyvhdx.storage import can_seek, new_file, open_file_object, refuse_files_in_use
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,8 +100,10 @@ def convert(
             if kind == "differencing":
                 raise RequestError('convert makes "dynamic" and "fixed" disks; a child is made by create')
             if disk.image is not None:
-                logical_sector_size = logical_sector_size or disk.image.logical_sector_size
-                physical_sector_size = physical_sector_size or disk.image.physical_sector_size
+                if logical_sector_size is None:
+                    logical_sector_size = disk.image.logical_sector_size
+                if physical_sector_size is None:
+                    physical_sector_size = disk.image.physical_sector_size
             make = partial(
                 new_disk,
                 kind=kind,
@@ -116,8 +118,8 @@ def convert(
             (block_size, logical_sector_size, physical_sector_size, seed, log_size != MIB)
         ):
             raise RequestError("kind, seed and the sizes belong to a VHDX target, and the target is raw")
+        refuse_files_in_use(target, disk.storages(), "the source itself, or a file of its chain")
         if isinstance(target, (str, os.PathLike)):
-            refuse_files_in_use(target, disk.storages(), "the source itself, or a file of its chain")
             with new_file(target, overwrite=overwrite, sync=sync) as file:
                 size, data = _write(disk, file, make, progress, flush=False)
         elif target_format == "raw" and not can_seek(target):
@@ -126,14 +128,8 @@ def convert(
             if not can_seek(target):
                 raise RequestError("a VHDX target is written at many places, and this one cannot seek")
             storage = cleanup.enter_context(contextlib.closing(open_file_object(target)))
-            if target is source or (
-                isinstance(storage, LocalFile)
-                and any(
-                    isinstance(s, LocalFile) and os.path.samestat(s.status(), storage.status())
-                    for s in disk.storages()
-                )
-            ):
-                raise RequestError("the target is the source itself, or a file of its chain")
+            if target is source:
+                raise RequestError("the target is the source itself")
             if storage.size() and not overwrite:
                 raise FileExistsError(
                     "the target is not empty; overwrite=True (--force) replaces its content"

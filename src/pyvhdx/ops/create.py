@@ -101,8 +101,7 @@ def create(
             raise RequestError("a child is differencing, and cannot be fixed")
         opened = parent if isinstance(parent, VHDXImage) else open_image(parent, lock=lock)
         try:
-            if isinstance(target, (str, os.PathLike)):
-                refuse_files_in_use(target, [image._file.raw for image in opened.chain], "its own parent")
+            refuse_files_in_use(target, [image._file.raw for image in opened.chain], "its own parent")
             if logical_sector_size not in (None, opened.logical_sector_size):
                 raise RequestError(
                     f"logical_sector_size must be the parent's, which is {opened.logical_sector_size}"
@@ -110,9 +109,11 @@ def create(
             disk = new_disk(
                 opened.size if size is None else size,
                 kind="differencing",
-                block_size=block_size or opened.block_size,
+                block_size=opened.block_size if block_size is None else block_size,
                 logical_sector_size=opened.logical_sector_size,
-                physical_sector_size=physical_sector_size or opened.physical_sector_size,
+                physical_sector_size=(
+                    opened.physical_sector_size if physical_sector_size is None else physical_sector_size
+                ),
                 log_size=log_size,
                 disk_id=disk_id or opened.disk_id,
                 seed=seed,
@@ -185,7 +186,9 @@ def _guids(seed: bytes | str | None, parameters: str) -> Any:
     """
     if seed is None:
         return lambda _purpose: uuid.uuid4()
-    start = sha256(seed.encode() if isinstance(seed, str) else bytes(seed)).digest()
+    if not isinstance(seed, (bytes, str)):
+        raise RequestError(f"seed is {seed!r}, and must be bytes or a string")
+    start = sha256(seed.encode() if isinstance(seed, str) else seed).digest()
 
     def derive(purpose: str) -> UUID:
         return uuid.UUID(bytes=sha256(start + f"{purpose}\0{parameters}".encode()).digest()[:16], version=4)

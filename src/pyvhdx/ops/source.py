@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import warnings
@@ -158,7 +159,7 @@ class _StreamSource(SourceDisk):
     def _next(self) -> int:
         self._length = 0
         while self._length < _PIECE:
-            data = self._head or self._file.read(_PIECE - self._length)
+            data = self._head or _read(self._file, _PIECE - self._length)
             if not data:
                 break
             self._head = b""
@@ -169,6 +170,14 @@ class _StreamSource(SourceDisk):
 
     def fill(self, view: memoryview, offset: int) -> None:
         pass  # it is in the buffer already
+
+
+def _read(file: Any, size: int) -> bytes:
+    """Read from a stream; one that is set not to block must not look as if it had ended."""
+    data: bytes | None = file.read(size)
+    if data is None:
+        raise BlockingIOError(errno.EAGAIN, "the source is set not to block, and has nothing to read now")
+    return data
 
 
 def _data_in(storage: Storage, offset: int, length: int) -> Iterator[tuple[int, int]]:
@@ -190,7 +199,9 @@ def open_source(
     if not isinstance(source, (str, os.PathLike)) and not can_seek(source):
         if format == "vhdx" or how:
             raise RequestError("a VHDX source must be able to seek, and this one cannot")
-        head = source.read(HEAD_SIZE) or b""
+        head = b""
+        while len(head) < HEAD_SIZE and (piece := _read(source, HEAD_SIZE - len(head))):
+            head += piece
         if format is None:
             if head.startswith(IDENTIFIER_SIGNATURE):
                 raise RequestError("a VHDX source must be able to seek, and this one cannot; give its path")

@@ -8,7 +8,7 @@ import os
 import secrets
 import stat
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyvhdx.errors import RequestError
 from pyvhdx.storage import locks
@@ -17,7 +17,7 @@ from pyvhdx.storage.local import LocalFile, open_local
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from pyvhdx._types import PathLike
+    from pyvhdx._types import PathLike, Source
     from pyvhdx.storage.protocol import Storage
 
 _CREATE_FLAGS = (
@@ -52,7 +52,8 @@ def new_file(
             held = cleanup.enter_context(contextlib.closing(open_local(target)))
             held.lock(locks.WRITER)
         folder, base = os.path.split(target)
-        temporary = os.path.join(folder, f".{base[:200]}.{secrets.token_hex(8)}.tmp")
+        # 50 characters are 200 bytes at most: the whole stays below the 255 that file systems take.
+        temporary = os.path.join(folder, f".{base[:50]}.{secrets.token_hex(8)}.tmp")
         try:
             fd = os.open(temporary, _CREATE_FLAGS, 0o666)
         except OSError as error:
@@ -75,15 +76,18 @@ def new_file(
             _flush_folder(folder)
 
 
-def refuse_files_in_use(path: PathLike, used: Iterable[Storage], what: str) -> None:
-    """Raise `RequestError` where *path* is one of the files that are being read: *what* says which."""
+def refuse_files_in_use(target: Source, used: Iterable[Storage], what: str) -> None:
+    """Raise `RequestError` where *target* is one of the files that are being read: *what* says which."""
+    file: Any = target
+    path = os.fspath(file) if isinstance(file, (str, os.PathLike)) else None
     try:
-        status = os.stat(path)
-    except OSError:
+        status = os.fstat(file.fileno()) if path is None else os.stat(path)
+    except (OSError, AttributeError):  # no file, or not there yet
         return
     for storage in used:
         if isinstance(storage, LocalFile) and os.path.samestat(storage.status(), status):
-            raise RequestError(f"{os.fspath(path)} is {what}, and is not replaced")
+            name = getattr(file, "name", "the target") if path is None else path
+            raise RequestError(f"{name} is {what}, and is not replaced")
 
 
 def _existing(target: str, *, overwrite: bool) -> os.stat_result | None:
