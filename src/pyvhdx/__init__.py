@@ -1,6 +1,7 @@
 """Read and make Microsoft VHDX virtual disks in pure Python."""
 
 from pyvhdx._core.locator import ParentLocator
+from pyvhdx._core.trim import TrimMode
 from pyvhdx._version import __version__
 from pyvhdx.chain import is_vhdx, open
 from pyvhdx.errors import (
@@ -20,7 +21,7 @@ from pyvhdx.errors import (
     UnsupportedImageError,
     VHDXError,
 )
-from pyvhdx.image import VHDXImage
+from pyvhdx.image import UserMetadata, VHDXImage
 from pyvhdx.info import Extent, ImageInfo
 from pyvhdx.ops.convert import ConvertReport, convert
 from pyvhdx.ops.create import create
@@ -43,7 +44,9 @@ __all__ = [
     "ParentNotFoundError",
     "RequestError",
     "StateError",
+    "TrimMode",
     "UnsupportedImageError",
+    "UserMetadata",
     "VHDXError",
     "VHDXImage",
     "__version__",

@@ -9,7 +9,6 @@ child remembers and the child's logical sector size.  The first one that fits is
 from __future__ import annotations
 
 import contextlib
-import io
 import ntpath
 import os
 import posixpath
@@ -29,14 +28,13 @@ from pyvhdx.errors import (
 from pyvhdx.format.constants import IDENTIFIER_SIGNATURE, MAX_CHAIN_DEPTH, PARENT_LOCATOR, ZERO_GUID
 from pyvhdx.image import VHDXImage
 from pyvhdx.storage import LocalFile, open_file_object, open_local
-from pyvhdx.storage.locks import READER
+from pyvhdx.storage.locks import READER, WRITER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from uuid import UUID
 
     from pyvhdx._types import PathLike, Source
-    from pyvhdx.storage import Storage
 
 ParentChoice: TypeAlias = "Literal['auto', False] | PathLike | VHDXImage | Callable[[ParentLocator], Any]"
 
@@ -53,6 +51,7 @@ class _Options(NamedTuple):
     verify_parent: bool
     log: str
     lock: bool
+    write: bool = False
 
 
 def open(
@@ -66,12 +65,15 @@ def open(
     verify_parent: bool = True,
     log: str = "auto",
     lock: bool = True,
+    sync: bool = True,
 ) -> VHDXImage:
     """
     Open a VHDX image, with the parents that it needs, and return it as a file-like object.
 
-    *source* is a path or a seekable binary file object, which is never closed here.  *mode* is
-    ``"r"`` (``"rb"`` means the same); ``"r+"`` is not there yet.
+    *source* is a path or a seekable binary file object, which is never closed here; also a
+    `pyvhdx.testing.Storage`, which is closed with the image.  *mode* is ``"r"``, or ``"r+"`` for
+    reading and writing; ``"rb"``, ``"r+b"`` and ``"rb+"`` mean the same.  Parents are opened for
+    reading only.
 
     *parent*: ``"auto"`` follows the parent locator (MS-VHDX 2.6.2.6); a path or an open `VHDXImage`
     is taken instead; a callable gets the `ParentLocator` of each child in turn and returns a path,
@@ -79,20 +81,22 @@ def open(
     parent's file name is looked for.  Absolute paths of a locator are followed only into the
     folders named in *allow_absolute*; with *within* every parent's real path must lie in that
     folder.  A parent must have the DataWriteGuid that the child remembers, unless *verify_parent*
-    is False.
+    is False, which is for reading only.
 
-    *log*: ``"auto"`` replays a pending log in memory and leaves the file as it is; ``"refuse"``
-    raises `LogPendingError`.  *lock* takes a reader's lock on every file, where the system has the
-    locks that QEMU uses (Linux).
+    *log*: ``"auto"`` replays a pending log, with ``"r"`` in memory, which leaves the file as it is, and
+    with ``"r+"`` into the file; ``"refuse"`` raises `LogPendingError`.  *lock* keeps other programs
+    out as far as this use asks for it, with the locks that QEMU uses (Linux) or share modes (Windows).
+    ``sync=False`` leaves out the durability barriers, for images that a power cut may take.
 
     Raises `NotVHDXError`, `CorruptImageError`, `UnsupportedImageError`, `LogPendingError`,
     `ParentNotFoundError`, `ParentMismatchError`, `ParentCycleError`, `LockedError`, `RequestError`,
-    and `OSError` where a file cannot be opened or read.
+    and `OSError` where a file cannot be opened or read, or not written.
     """
     if _MODES.get(mode) is None:
         raise RequestError(f'mode is {mode!r}, and must be "r" or "r+"')
-    if _MODES[mode] == "r+":
-        raise io.UnsupportedOperation("this version of pyvhdx opens images for reading only")
+    write = _MODES[mode] == "r+"
+    if write and not verify_parent:
+        raise RequestError("verify_parent=False is for reading only: what is written belongs to one parent")
     if log not in ("auto", "refuse"):
         raise RequestError(f'log is {log!r}, and must be "auto" or "refuse"')
     options = _Options(
@@ -102,14 +106,17 @@ def open(
         verify_parent=verify_parent,
         log=log,
         lock=lock,
+        write=write,
     )
     reopen = None
-    if isinstance(source, (str, os.PathLike)):
+    if isinstance(source, (str, os.PathLike)) and not write:
         reopen = (_unpickle, (os.path.abspath(source), parent, options))
     image = _open_file(source, options, reopen)
     try:
         if parent is not False:
-            _attach_parents(image, parent, options)
+            _attach_parents(image, parent, options._replace(write=False))
+        if write:
+            image._make_writable(sync=sync)
     except BaseException:
         image.close()
         raise
@@ -122,7 +129,9 @@ def _folders_of(folders: Iterable[PathLike] | PathLike) -> Iterable[PathLike]:
 
 
 def _unpickle(path: str, parent: ParentChoice, options: _Options, position: int) -> VHDXImage:
-    image = open(path, parent=parent, **options._asdict())
+    how = options._asdict()
+    del how["write"]
+    image = open(path, parent=parent, **how)
     image.seek(position)
     return image
 
@@ -152,16 +161,20 @@ def _open_file(
     source: Source, options: _Options, reopen: tuple[Any, ...] | None = None, *, trusted: bool = True
 ) -> VHDXImage:
     """Open one file; a path that is not *trusted* must be a regular file and no link."""
+    use = None if not options.lock else WRITER if options.write else READER
+    storage: Any
     if isinstance(source, (str, os.PathLike)):
-        storage: Storage = open_local(source, devices=trusted, follow=trusted)
+        storage = open_local(source, devices=trusted, follow=trusted, write=options.write, use=use)
+    elif hasattr(source, "read_at"):
+        storage = source
     else:
-        storage = open_file_object(source)
-    if options.lock and isinstance(storage, LocalFile):
-        try:
-            storage.lock(READER)
-        except BaseException:
-            storage.close()
-            raise
+        storage = open_file_object(source, write=options.write)
+        if use is not None and isinstance(storage, LocalFile):
+            try:
+                storage.lock(use)
+            except BaseException:
+                storage.close()
+                raise
     return VHDXImage._open(storage, replay_log=options.log == "auto", reopen=reopen)
 
 
@@ -202,6 +215,7 @@ def _find(
     for label, source in _candidates(child, choice, options):
         if isinstance(source, VHDXImage):
             source.tell()  # a closed one raises
+            refuse_writable_parent(source)
         try:
             parent = _open_candidate(source, options)
         except (LockedError, LogPendingError):
@@ -228,6 +242,14 @@ def _find(
         f"{child.name}: its parent was not found; name it (parent=, --parent) or its folder (search=, --search)",
         tuple(tried),
     ) from cause
+
+
+def refuse_writable_parent(image: VHDXImage) -> None:
+    """What is written into a parent cuts it off from its children."""
+    if image.writable():
+        raise RequestError(
+            f"{image.name} is open for writing, and no child may look at it meanwhile; close it, and give its path"
+        )
 
 
 class _Refused(ValueError):

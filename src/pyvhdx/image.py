@@ -1,4 +1,9 @@
-"""An open VHDX image: a file-like object over one file and its parents."""
+"""
+An open VHDX image: a file-like object over one file and its parents.
+
+Reading is done here; what changes the file is carried out by the `ImageWriter` of an image that was
+opened for writing.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +12,27 @@ import operator
 import os
 import threading
 import warnings
+from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from pyvhdx._core.blocks import Kind, Segment
 from pyvhdx._core.opening import open_file
+from pyvhdx._core.trim import TrimMode
 from pyvhdx.errors import CorruptImageError, Finding, ImageError, ParentNotFoundError, RequestError
+from pyvhdx.format.metadata import IS_VIRTUAL_DISK
 from pyvhdx.info import Extent, ImageInfo
+from pyvhdx.writing import ImageWriter, forked, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from uuid import UUID
 
     from typing_extensions import Self
 
+    from pyvhdx._core.metadata import Items
     from pyvhdx._core.opening import OpenFile
     from pyvhdx._types import Buffer
+    from pyvhdx.format.header import Header
     from pyvhdx.storage import Storage
 
 _ZEROS = memoryview(bytes(1 << 20))
@@ -31,29 +42,37 @@ class VHDXImage(io.RawIOBase):
     """
     A virtual disk as a binary file; made by `pyvhdx.open` and `pyvhdx.create`.
 
-    `pread`, `preadinto` and `extents` may be called from many threads at once and read in parallel;
-    `read`, `readinto` and `seek` share one position.  Every offset and size is in bytes.  On a
-    closed image they raise `ValueError`; what cannot be read right raises `ImageError`, and data of
-    a parent that was not opened `ParentNotFoundError`.
-    """
+    `pread`, `preadinto` and `extents` may be called from many threads at once and read in parallel,
+    also while others write; `pwrite`, `write_zeroes`, `trim` and `flush` take turns; `read`,
+    `readinto`, `write` and `seek` share one position.  Every offset and size is in bytes.
 
-    mode = "r"
+    On a closed image they raise `ValueError`; what cannot be read right raises `ImageError`, and data
+    of a parent that was not opened `ParentNotFoundError`.  What changes the disk raises
+    `io.UnsupportedOperation` on an image opened for reading, `ImageFailedError` after a change that
+    failed half-way, and `StateError` in a process that was forked off since the open.
+    """
 
     def __init__(self, file: OpenFile, reopen: tuple[Any, ...] | None) -> None:
         self.name = file.raw.name
-        self._file = file
+        self.mode = "r"
         self._reopen = reopen
-        self._storage = file.storage
+        self._writer: ImageWriter | None = None
+        self._use(file)
         self._parent: VHDXImage | None = None
         self._owns_parent = False
         self._size = file.metadata.size
         self._position = 0
         self._position_lock = threading.Lock()
-        # The way of most reads: a block that is wholly here, found in one look.
-        self._places = file.blocks.places
         self._block_shift = file.geometry.block_shift
         self._block_size = file.geometry.block_size
         self._block_mask = file.geometry.block_size - 1
+
+    def _use(self, file: OpenFile) -> None:
+        self._file = file
+        self._storage = file.storage
+        # The way of most reads: a block that is wholly here, found in one look.
+        self._blocks = file.blocks
+        self._places = file.blocks.places
 
     @classmethod
     def _open(cls, storage: Storage, *, replay_log: bool, reopen: tuple[Any, ...] | None = None) -> VHDXImage:
@@ -76,6 +95,17 @@ class VHDXImage(io.RawIOBase):
         """Put the parent in, which has been verified; an *owned* one is closed with this image."""
         self._parent = parent
         self._owns_parent = owned
+
+    def _make_writable(self, *, sync: bool) -> None:
+        """Go on for reading and writing; a pending log is replayed into the file."""
+        try:
+            self._use(prepare(self._file, sync=sync))
+            self._writer = ImageWriter(self._file, sync=sync, read=self._read)
+        except ImageError as error:
+            error.name = self.name
+            raise
+        self.mode = "r+"
+        self._reopen = None
 
     # -- what it is ---------------------------------------------------------------------------
 
@@ -112,12 +142,16 @@ class VHDXImage(io.RawIOBase):
     @property
     def data_write_guid(self) -> UUID:
         """Changes whenever the content does; children remember it (MS-VHDX 2.2.2)."""
-        return self._file.header.data_write_guid
+        return self._header.data_write_guid
 
     @property
     def file_write_guid(self) -> UUID:
         """Changes whenever anything in the file does (MS-VHDX 2.2.2)."""
-        return self._file.header.file_write_guid
+        return self._header.file_write_guid
+
+    @property
+    def _header(self) -> Header:
+        return self._file.header if self._writer is None else self._writer.header
 
     @property
     def creator(self) -> str:
@@ -141,7 +175,7 @@ class VHDXImage(io.RawIOBase):
 
     @property
     def log_pending(self) -> bool:
-        """Whether a log was found and replayed in memory."""
+        """Whether a log was found and replayed in memory; one that was replayed into the file is not pending."""
         return self._file.replay is not None and bool(self._file.replay.entries)
 
     @property
@@ -155,9 +189,9 @@ class VHDXImage(io.RawIOBase):
         return self._file.metadata.system
 
     @property
-    def user_metadata(self) -> Mapping[UUID, bytes]:
-        """The user items of the file, by item id (MS-VHDX 2.6)."""
-        return self._file.metadata.user
+    def user_metadata(self) -> UserMetadata:
+        """The user items of the file, by item id (MS-VHDX 2.6); they can be changed in ``"r+"``."""
+        return UserMetadata(self)
 
     def info(self) -> ImageInfo:
         """Return what can be said without reading data."""
@@ -178,8 +212,8 @@ class VHDXImage(io.RawIOBase):
             file_write_guid=self.file_write_guid,
             data_write_guid=self.data_write_guid,
             log_pending=self.log_pending,
-            log_offset=file.header.log_offset,
-            log_length=file.header.log_length,
+            log_offset=self._header.log_offset,
+            log_length=self._header.log_length,
             parent=self._parent.name if self._parent is not None else None,
             parent_locator=locator,
             warnings=[*file.findings, *findings],
@@ -208,13 +242,14 @@ class VHDXImage(io.RawIOBase):
 
         Raises `RequestError` for a negative size or offset.
         """
-        storage = self._storage
+        storage, blocks = self._storage, self._blocks
+        version = blocks.version
         place = self._places.get(offset >> self._block_shift)
         if place is not None and size > 0:
             within = offset & self._block_mask
             if within + size <= self._block_size and offset + size <= self._size:
                 data = storage.read_at(size, place + within)
-                if len(data) == size:
+                if len(data) == size and version == blocks.version:
                     return data
         size = self._clip(offset, size)
         buffer = bytearray(size)
@@ -229,7 +264,8 @@ class VHDXImage(io.RawIOBase):
         """
         view = _bytes_of(buffer)
         size = len(view)
-        storage = self._storage
+        storage, blocks = self._storage, self._blocks
+        version = blocks.version
         place = self._places.get(offset >> self._block_shift)
         if place is not None:
             within = offset & self._block_mask
@@ -237,6 +273,7 @@ class VHDXImage(io.RawIOBase):
                 within + size <= self._block_size
                 and offset + size <= self._size
                 and storage.read_into(view, place + within) == size
+                and version == blocks.version
             ):
                 return size
         size = self._clip(offset, size)
@@ -277,16 +314,19 @@ class VHDXImage(io.RawIOBase):
         return max(0, min(size, self._size - offset))
 
     def _read(self, view: memoryview, start: int) -> None:
-        for image, _, kind, offset, length, file_offset in self._walk(start, len(view)):
-            piece = view[offset - start : offset - start + length]
-            if kind is Kind.DATA:
-                done = image._storage.read_into(piece, file_offset)
+        at, end = start, start + len(view)
+        while at < end:
+            version = self._blocks.version
+            for image, _, kind, offset, length, file_offset in self._walk(at, end - at):
+                piece = view[offset - start : offset - start + length]
+                done = image._storage.read_into(piece, file_offset) if kind is Kind.DATA else length
+                if version != self._blocks.version:
+                    break  # the place may be another block's by now: look again, from here on
                 if done != length:
                     raise image._cut(file_offset + done)
-            else:
-                while piece:
-                    piece[: len(_ZEROS)] = _ZEROS[: len(piece)]
-                    piece = piece[len(_ZEROS) :]
+                if kind is not Kind.DATA:
+                    _fill_with_zeros(piece)
+                at = offset + length
 
     def _walk(self, offset: int, length: int) -> Iterator[tuple[VHDXImage, int, Kind, int, int, int]]:
         """
@@ -344,6 +384,64 @@ class VHDXImage(io.RawIOBase):
         error.name = self.name
         return error
 
+    # -- writing by position ------------------------------------------------------------------
+
+    def pwrite(self, data: Buffer, offset: int) -> int:
+        """
+        Write *data* at *offset* and return how many bytes there were.
+
+        Payload goes straight to its block.  What that changes in the BAT and the sector bitmaps waits
+        in memory for `flush`, which sends it through the log.  The range may begin and end anywhere;
+        what would reach past the disk's end raises `RequestError` before any byte is written.  An
+        `OSError`, such as a full disk, leaves old or new bytes in the range, and the image usable.
+        """
+        view = _bytes_of(data)
+        writer = self._writing(offset, len(view))
+        writer.pwrite(view, offset)
+        return len(view)
+
+    def write_zeroes(self, offset: int, length: int) -> None:
+        """
+        Make a range read as zeros, any bytes of it, by the cheapest means: whole blocks become ZERO.
+
+        Raises as `pwrite` does.
+        """
+        self._writing(offset, length).write_zeroes(offset, length)
+
+    def trim(self, offset: int, length: int, mode: TrimMode = TrimMode.ZERO) -> int:
+        """
+        Give the space of whole blocks back, and return the virtual bytes of the blocks that changed.
+
+        *offset* and *length* are multiples of the logical sector size.  Only blocks that lie wholly in
+        the range are trimmed; the last one counts as whole where the range ends at the disk's end.
+        On a fixed disk nothing is changed and 0 returned, but for ``REMOVE_SOFT_ANCHORS``;
+        ``MAKE_TRANSPARENT`` raises `RequestError` there, as an unaligned range does everywhere.
+        """
+        writer = self._writing(offset, length)
+        if not isinstance(mode, TrimMode):
+            raise RequestError(f"mode is {mode!r}, and must be a TrimMode")
+        sector = self.logical_sector_size
+        if offset % sector or length % sector:
+            raise RequestError(
+                f"offset {offset} and length {length} must be multiples of the sector size {sector}"
+            )
+        return writer.trim(offset, length, mode)
+
+    def _set_user_item(self, item_id: UUID, data: bytes | None, *, of_disk: bool | None) -> None:
+        writer = self._writing(0, 0)
+        writer.set_user_item(item_id, data, of_disk=of_disk)
+        self._file = writer.file
+
+    def _writing(self, offset: int, size: int) -> ImageWriter:
+        self._check_open()
+        if self._writer is None:
+            raise io.UnsupportedOperation("this image is open for reading only")
+        if offset < 0 or size < 0 or offset + size > self._size:
+            raise RequestError(
+                f"bytes {offset:#x} to {offset + size:#x} are not all on the disk of {self._size:#x} bytes"
+            )
+        return self._writer
+
     # -- the file-like part -------------------------------------------------------------------
 
     def readable(self) -> bool:
@@ -356,7 +454,7 @@ class VHDXImage(io.RawIOBase):
 
     def writable(self) -> bool:
         self._check_open()
-        return False
+        return self._writer is not None
 
     def tell(self) -> int:
         self._check_open()
@@ -399,20 +497,43 @@ class VHDXImage(io.RawIOBase):
             self._position += size
             return start, size
 
-    def write(self, data: Any, /) -> int:  # noqa: ARG002 - not yet
+    def write(self, data: Buffer, /) -> int:
+        """Write *data* at the position, all of it; see `pwrite`."""
+        view = _bytes_of(data)
+        with self._position_lock:
+            done = self.pwrite(view, self._position)
+            self._position += done
+        return done
+
+    def flush(self) -> None:
+        """
+        Make everything written so far survive a power cut; nothing on an image opened for reading.
+
+        Raises `OSError` where that failed, and the image then takes no more changes.
+        """
         self._check_open()
-        raise io.UnsupportedOperation("this image is open for reading only")
+        if self._writer is not None:
+            self._writer.flush()
 
     def truncate(self, size: int | None = None, /) -> int:  # noqa: ARG002 - not yet
         self._check_open()
-        raise io.UnsupportedOperation("this image is open for reading only")
+        raise io.UnsupportedOperation("this version of pyvhdx does not change the size of a disk")
 
     def close(self) -> None:
-        """Close the file and the parents that were opened with it; reads under way finish first."""
+        """
+        Commit what was written, close the file and the parents that were opened with it.
+
+        Reads under way finish first.  Where the commit fails this raises, once, and the file is closed
+        all the same; what was flushed before is there at the next open.
+        """
         if self.closed:
             return
-        for image in self._to_close():
-            image._release()
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        finally:
+            for image in self._to_close():
+                image._release()
 
     def _to_close(self) -> list[VHDXImage]:
         images = [self]
@@ -421,6 +542,10 @@ class VHDXImage(io.RawIOBase):
         return images
 
     def _release(self) -> None:
+        if self._writer is not None:
+            # Nothing is committed from here on, whatever the base class does.
+            self._file = self._writer.file._replace(header=self._writer.header)
+            self._writer = None
         super().close()
         self._file.raw.close()
         # The short way of pread goes through this; the long one asks `closed`.
@@ -429,6 +554,8 @@ class VHDXImage(io.RawIOBase):
     def _check_open(self) -> None:
         if self.closed:
             raise ValueError("I/O operation on closed image")
+        if self._writer is not None and self._writer.is_foreign:
+            raise forked()
 
     def __enter__(self) -> Self:
         self._check_open()
@@ -449,6 +576,60 @@ class VHDXImage(io.RawIOBase):
             raise TypeError("only an open image that was opened by path can be pickled")
         opener, arguments = self._reopen
         return opener, (*arguments, self._position)
+
+
+class UserMetadata(MutableMapping[UUID, bytes]):
+    """
+    The user items of an image (MS-VHDX 2.6): item ids, as `uuid.UUID`, to bytes.
+
+    Changes go through the log and count when the image is flushed.  An item has at most 1 MiB, and
+    must find room in the metadata region.  Raises `RequestError` where that cannot be, and
+    `io.UnsupportedOperation` on an image opened for reading.
+    """
+
+    def __init__(self, image: VHDXImage) -> None:
+        self._image = image
+
+    def __getitem__(self, item_id: UUID) -> bytes:
+        return self._items[item_id]
+
+    def __iter__(self) -> Iterator[UUID]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __setitem__(self, item_id: UUID, data: Buffer) -> None:
+        self.set(item_id, data)
+
+    def __delitem__(self, item_id: UUID) -> None:
+        self._image._set_user_item(item_id, None, of_disk=None)
+
+    def set(self, item_id: UUID, data: Buffer, *, of_disk: bool | None = None) -> None:
+        """
+        Set an item.  *of_disk* tells whether it belongs to the virtual disk, and so is copied to
+        children, or to this file; None keeps that, and a new item belongs to the file.
+        """
+        if not isinstance(item_id, UUID):
+            raise RequestError(f"an item is named by a UUID, not {item_id!r}")
+        self._image._set_user_item(item_id, bytes(_bytes_of(data)), of_disk=of_disk)
+
+    def is_of_disk(self, item_id: UUID) -> bool:
+        """Return whether an item belongs to the virtual disk."""
+        return bool(self._items.entry(item_id).flags & IS_VIRTUAL_DISK)
+
+    @property
+    def _items(self) -> Items:
+        return self._image._file.metadata.user
+
+    def __repr__(self) -> str:
+        return f"<UserMetadata {list(self)!r}>"
+
+
+def _fill_with_zeros(view: memoryview) -> None:
+    while view:
+        view[: len(_ZEROS)] = _ZEROS[: len(view)]
+        view = view[len(_ZEROS) :]
 
 
 def _bytes_of(buffer: Buffer) -> memoryview:

@@ -29,7 +29,7 @@ class TestParameters:
             assert (image.kind, image.size, image.block_size) == ("dynamic", 10 * MIB, 2 * MIB)
             assert (image.logical_sector_size, image.physical_sector_size) == (512, 4096)
             assert image.creator == f"pyvhdx {pyvhdx.__version__}"
-            assert image.mode == "r"
+            assert image.mode == "r+"
             assert (
                 image.disk_id.version == image.file_write_guid.version == image.data_write_guid.version == 4
             )
@@ -124,7 +124,8 @@ class TestParameters:
 class TestChildren:
     def test_take_after_their_parent(self, tmp_path: Path) -> None:
         how = {"block_size": 8 * MIB, "logical_sector_size": 4096, "physical_sector_size": 512}
-        with pyvhdx.create(tmp_path / "base.vhdx", 20 * MIB, **how) as base:  # type: ignore[arg-type]  # numbers all
+        pyvhdx.create(tmp_path / "base.vhdx", 20 * MIB, **how).close()  # type: ignore[arg-type]  # numbers all
+        with pyvhdx.open(tmp_path / "base.vhdx") as base:
             before = (tmp_path / "base.vhdx").read_bytes()
             with pyvhdx.create(tmp_path / "child.vhdx", parent=base) as child:
                 assert child.kind == "differencing"
@@ -188,7 +189,8 @@ class TestChildren:
         (tmp_path / "a").mkdir()
         (tmp_path / "b").mkdir()
         monkeypatch.chdir(tmp_path / "a")
-        with pyvhdx.create("base.vhdx", 8 * MIB) as base:
+        pyvhdx.create("base.vhdx", 8 * MIB).close()
+        with pyvhdx.open("base.vhdx") as base:
             monkeypatch.chdir(tmp_path / "b")
             for _ in range(2):
                 with pytest.raises(pyvhdx.RequestError, match="no path"):

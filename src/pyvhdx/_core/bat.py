@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 from pyvhdx._core.findings import corrupt
 from pyvhdx.format.constants import BAT_ENTRY_SIZE
-from pyvhdx.format.table import integers
+from pyvhdx.format.table import integers, little_endian
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from pyvhdx._core.geometry import Geometry
-    from pyvhdx._types import ReadAt
+    from pyvhdx._core.pages import Pages
     from pyvhdx.format.region import RegionTableEntry
 
 _PAGE_SIZE = 4096
@@ -24,13 +26,14 @@ _PAGE_SHIFT = 9
 _ENTRIES = _PAGE_SIZE // BAT_ENTRY_SIZE
 _ZERO_PAGE = bytes(_PAGE_SIZE)
 _MAX_PAGES = 4096
+_PIECE = 1 << 20
 
 
 class BlockAllocationTable:
     """The BAT of one file; reads are safe from any thread."""
 
     def __init__(
-        self, read: ReadAt, region: RegionTableEntry, geometry: Geometry, *, differencing: bool
+        self, pages: Pages, region: RegionTableEntry, geometry: Geometry, *, differencing: bool
     ) -> None:
         needed = geometry.entries_needed(differencing=differencing)
         if needed * BAT_ENTRY_SIZE > region.length:
@@ -41,9 +44,10 @@ class BlockAllocationTable:
                 "2.5",
                 f"{region.length} bytes do not hold the {needed} entries that the disk needs",
             )
-        self._read = read
+        self._file = pages
         self._offset = region.file_offset
         self._geometry = geometry
+        self._needed = needed
         self._pages: dict[int, array[int]] = {}
         self._no_entries = array("Q", _ZERO_PAGE)
 
@@ -58,6 +62,41 @@ class BlockAllocationTable:
     def place(self, index: int) -> int:
         """Return the file offset of an entry, in bytes."""
         return self._offset + index * BAT_ENTRY_SIZE
+
+    def page_of(self, index: int) -> int:
+        """Return the file offset of the page that holds an entry, in bytes."""
+        return self._offset + (index >> _PAGE_SHIFT) * _PAGE_SIZE
+
+    def set(self, index: int, entry: int) -> None:
+        """Change an entry in memory; its page waits for the log."""
+        number = index >> _PAGE_SHIFT
+        with self._file.lock:
+            self._entry(index)  # raises where the file is cut
+            # A page of zeros is shared by all that are alike; a reader sees the old page or the new.
+            page = self._page(number)[:]
+            page[index & (_ENTRIES - 1)] = entry
+            self._file.put(self.page_of(index), little_endian(page))
+            self._pages[number] = page
+
+    def pieces(self, next_data: Callable[[int], tuple[int, int] | None]) -> Iterator[tuple[int, array[int]]]:
+        """
+        Yield (index of the first, entries) for all that is not zero, in order, past the cache.
+
+        *next_data* tells where the file has data; what lies between reads as zeros.
+        """
+        end = self._offset + self._needed * BAT_ENTRY_SIZE
+        at = self._offset
+        while at < end and (run := next_data(at)) is not None and run[0] < end:
+            at = max(at, run[0]) & -_PAGE_SIZE
+            stop = min(end, run[1])
+            while at < stop:
+                data = self._file.read(min(_PIECE, stop - at), at)
+                data = data[: len(data) & -BAT_ENTRY_SIZE]
+                if not data:
+                    return
+                yield (at - self._offset) // BAT_ENTRY_SIZE, integers("Q", data)
+                at += len(data)
+            at = max(at, run[1])
 
     def run_end(self, block: int, limit: int) -> int:
         """Return the first block after *block* whose entry is another one, at most *limit*."""
@@ -90,12 +129,15 @@ class BlockAllocationTable:
     def _page(self, number: int) -> array[int]:
         page = self._pages.get(number)
         if page is None:
-            data = self._read(_PAGE_SIZE, self._offset + number * _PAGE_SIZE)
-            # A page that the end of the file cuts lacks entries; they are missed when they are asked for.
-            page = (
-                self._no_entries if data == _ZERO_PAGE else integers("Q", data[: len(data) & -BAT_ENTRY_SIZE])
-            )
-            if len(self._pages) >= _MAX_PAGES:
-                self._pages = {}
-            self._pages[number] = page
+            with self._file.lock:  # or a page that was changed meanwhile would be put back as it was
+                data = self._file.read(_PAGE_SIZE, self._offset + number * _PAGE_SIZE)
+                # A page that the end of the file cuts lacks entries; they are missed when they are asked for.
+                page = (
+                    self._no_entries
+                    if data == _ZERO_PAGE
+                    else integers("Q", data[: len(data) & -BAT_ENTRY_SIZE])
+                )
+                if len(self._pages) >= _MAX_PAGES:
+                    self._pages.clear()
+                self._pages[number] = page
         return page

@@ -37,3 +37,23 @@ def runs(bits: bytes, first: int, count: int) -> Iterator[tuple[bool, int]]:
             if taken:
                 yield bit, taken
             count -= taken
+
+
+def with_ones(bits: bytes, first: int, count: int) -> bytes:
+    """Return *bits* with *count* bits from bit *first* on set to 1."""
+    if not count:
+        return bits
+    start, last = first // 8, (first + count - 1) // 8
+    ones = bytearray(b"\xff" * (last - start + 1))
+    ones[0] &= 0xFF << first % 8 & 0xFF
+    ones[-1] &= 0xFF >> 7 - (first + count - 1) % 8
+    changed = bytearray(bits)
+    changed[start] |= ones[0]
+    changed[last] |= ones[-1]
+    changed[start + 1 : last] = ones[1:-1]
+    return bytes(changed)
+
+
+def is_one(bits: bytes, number: int) -> bool:
+    """Return whether a bit is 1."""
+    return bool(bits[number // 8] >> number % 8 & 1)

@@ -17,17 +17,17 @@ from pyvhdx._core.geometry import Geometry
 from pyvhdx._core.headers import CurrentHeader, choose_header
 from pyvhdx._core.log_reader import Replay, Ring, count_of, read_log
 from pyvhdx._core.metadata import Metadata, read_metadata
+from pyvhdx._core.pages import Pages
 from pyvhdx._core.regions import Regions, Span, read_regions, region_name
 from pyvhdx.errors import LogPendingError, NotVHDXError
 from pyvhdx.format import constants as c
 from pyvhdx.format.foreign import FOOTER_SIZE, HEAD_SIZE, recognise
-from pyvhdx.format.header import is_valid_header
+from pyvhdx.format.header import Header, is_valid_header
 from pyvhdx.format.identifier import FileIdentifier, decode_creator
 from pyvhdx.storage import Overlay
 
 if TYPE_CHECKING:
     from pyvhdx.errors import Finding
-    from pyvhdx.format.header import Header
     from pyvhdx.storage import Storage
 
 
@@ -38,6 +38,8 @@ class OpenFile(NamedTuple):
     storage: Storage
     creator: str
     header: Header
+    header_offset: int
+    pages: Pages
     regions: Regions
     metadata: Metadata
     geometry: Geometry
@@ -70,16 +72,16 @@ def open_file(storage: Storage, *, replay_log: bool = True) -> OpenFile:
             )
     shown = overlay_of(storage, replay)
     regions = regions_of(shown, header)
-    metadata = read_metadata(regions.metadata, shown.read_at)
+    pages = Pages(shown.read_at)
+    metadata = read_metadata(regions.metadata, pages.read)
     geometry = Geometry(metadata.size, metadata.block_size, metadata.logical_sector_size)
-    bat = BlockAllocationTable(shown.read_at, regions.bat, geometry, differencing=metadata.has_parent)
-    taken = [Span(entry.file_offset, entry.end, region_name(entry)) for entry in regions.entries]
+    bat = BlockAllocationTable(pages, regions.bat, geometry, differencing=metadata.has_parent)
     blocks = BlockMap(
         geometry,
         bat,
-        shown.read_at,
+        pages,
         shown.size(),
-        [*taken, log_span(header)],
+        [*region_spans(regions), log_span(header)],
         differencing=metadata.has_parent,
     )
     findings = [
@@ -89,7 +91,19 @@ def open_file(storage: Storage, *, replay_log: bool = True) -> OpenFile:
         *metadata.findings,
     ]
     return OpenFile(
-        storage, shown, creator, header, regions, metadata, geometry, bat, blocks, replay, findings
+        raw=storage,
+        storage=shown,
+        creator=creator,
+        header=header,
+        header_offset=current.offset,
+        pages=pages,
+        regions=regions,
+        metadata=metadata,
+        geometry=geometry,
+        bat=bat,
+        blocks=blocks,
+        replay=replay,
+        findings=findings,
     )
 
 
@@ -134,6 +148,17 @@ def read_headers(storage: Storage) -> CurrentHeader:
     return choose_header(_header_copies(storage), storage.size())
 
 
+def header_copies_contradict(storage: Storage) -> bool:
+    """Return whether both headers are right, have the same sequence number, and are not the same."""
+    first, second = _header_copies(storage)
+    return (
+        first != second
+        and is_valid_header(first)
+        and is_valid_header(second)
+        and Header.parse(first).sequence_number == Header.parse(second).sequence_number
+    )
+
+
 def _header_copies(storage: Storage) -> tuple[bytes, bytes]:
     first, second = (storage.read_at(c.HEADER_SIZE, offset) for offset in c.HEADER_OFFSETS)
     return first, second
@@ -157,6 +182,11 @@ def regions_of(storage: Storage, header: Header) -> Regions:
     first, second = (storage.read_at(c.REGION_TABLE_SIZE, offset) for offset in c.REGION_TABLE_OFFSETS)
     in_use = header.log_guid != c.ZERO_GUID
     return read_regions((first, second), log_span(header), log_in_use=in_use, file_size=storage.size())
+
+
+def region_spans(regions: Regions) -> list[Span]:
+    """Return the ranges that the regions take, known or not."""
+    return [Span(entry.file_offset, entry.end, region_name(entry)) for entry in regions.entries]
 
 
 def log_span(header: Header) -> Span:

@@ -127,7 +127,7 @@ def convert(
         else:
             if not can_seek(target):
                 raise RequestError("a VHDX target is written at many places, and this one cannot seek")
-            storage = cleanup.enter_context(contextlib.closing(open_file_object(target)))
+            storage = cleanup.enter_context(contextlib.closing(open_file_object(target, write=True)))
             if target is source:
                 raise RequestError("the target is the source itself")
             if storage.size() and not overwrite:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pyvhdx._core.layout import Disk
 from pyvhdx._core.parent_paths import paths_to
 from pyvhdx._version import __version__
-from pyvhdx.chain import is_at_its_path
+from pyvhdx.chain import is_at_its_path, refuse_writable_parent
 from pyvhdx.chain import open as open_image
 from pyvhdx.errors import RequestError
 from pyvhdx.format import constants as c
@@ -61,9 +61,9 @@ def create(
     sync: bool = True,
 ) -> VHDXImage:
     """
-    Make a new VHDX image and return it, open for reading.
+    Make a new VHDX image and return it, open for reading and writing.
 
-    *target* is a path or an empty seekable binary file object.  *size* is the virtual size in bytes:
+    *target* is a path, an empty seekable binary file object, or an empty `pyvhdx.testing.Storage`.  *size* is the virtual size in bytes:
     a multiple of the logical sector size up to 64 TiB.  *kind* is ``"dynamic"``, ``"fixed"`` or
     ``"differencing"``; the last is implied by *parent*, a path or an open image.  *block_size* is a
     power of two from 1 to 256 MiB, the sector sizes are 512 or 4096 bytes, *log_size* is a multiple
@@ -99,6 +99,8 @@ def create(
     else:
         if kind == "fixed":
             raise RequestError("a child is differencing, and cannot be fixed")
+        if isinstance(parent, VHDXImage):
+            refuse_writable_parent(parent)
         opened = parent if isinstance(parent, VHDXImage) else open_image(parent, lock=lock)
         try:
             refuse_files_in_use(target, [image._file.raw for image in opened.chain], "its own parent")
@@ -128,7 +130,8 @@ def create(
         with new_file(target, overwrite=exist_ok, lock=lock, sync=sync) as file:
             Builder(file, disk).finish(flush=False)
     else:
-        storage = open_file_object(target)
+        is_storage = hasattr(target, "read_at")
+        storage: Any = target if is_storage else open_file_object(target, write=True)
         try:
             if storage.size() and not exist_ok:
                 raise FileExistsError("the file object is not empty; exist_ok=True replaces its content")
@@ -137,8 +140,9 @@ def create(
             if sync:
                 storage.flush()
         finally:
-            storage.close()
-    return open_image(target, parent="auto" if parent is None else parent, lock=lock)
+            if not is_storage:
+                storage.close()
+    return open_image(target, "r+", parent="auto" if parent is None else parent, lock=lock, sync=sync)
 
 
 def new_disk(

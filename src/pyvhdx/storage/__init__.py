@@ -2,18 +2,23 @@
 Positional I/O, and nothing else: this package knows no byte of the VHDX format.
 
 `Storage` is the seam.  `LocalFile` reads by descriptor, `FileObject` by seek and read under a
-lock, `Overlay` shows a file as it will be once its log has been replayed.
+lock, `Overlay` shows a file as it will be once its log has been replayed, and `Durable` counts the
+barriers of a file that is written.
 """
 
+from pyvhdx.storage.durable import Durable
 from pyvhdx.storage.file_object import FileObject, can_seek, open_file_object
 from pyvhdx.storage.local import LocalFile, open_local
+from pyvhdx.storage.memory import MemoryStorage
 from pyvhdx.storage.overlay import Overlay
 from pyvhdx.storage.protocol import Storage
 from pyvhdx.storage.target import new_file, refuse_files_in_use
 
 __all__ = [
+    "Durable",
     "FileObject",
     "LocalFile",
+    "MemoryStorage",
     "Overlay",
     "Storage",
     "can_seek",

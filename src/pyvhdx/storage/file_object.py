@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 _BUFFERED = (io.BufferedReader, io.BufferedRandom)
 
 
-def open_file_object(file: Any) -> Storage:
+def open_file_object(file: Any, *, write: bool = False) -> Storage:
     """
-    Return a storage over *file*.
+    Return a storage over *file*; raise `io.UnsupportedOperation` where *write* asks for too much.
 
     A plain `io.FileIO`, or a buffered reader directly over one, on a regular file or block device
     is used by descriptor (a duplicate, so that the caller may close its own).  Every other object
@@ -30,6 +30,8 @@ def open_file_object(file: Any) -> Storage:
         raise RequestError(f"a path or a binary file object is needed, not {type(file).__name__}")
     if not can_seek(file):
         raise RequestError("the file object cannot seek, and an image is read at many places")
+    if write and not can_write(file):
+        raise io.UnsupportedOperation("the file object was not opened for writing")
     raw = file.raw if type(file) in _BUFFERED else file
     if type(raw) is io.FileIO:
         mode = os.fstat(raw.fileno()).st_mode
@@ -46,6 +48,14 @@ def can_seek(file: Any) -> bool:
         return bool(file.seekable())
     except AttributeError:
         return hasattr(file, "seek")
+
+
+def can_write(file: Any) -> bool:
+    """Return whether a file object takes bytes; not all that do have a `writable`."""
+    try:
+        return bool(file.writable())
+    except AttributeError:
+        return hasattr(file, "write")
 
 
 def _is_text(file: Any) -> bool:
@@ -104,6 +114,9 @@ class FileObject:
             self._file.truncate(size)
             if self._end() < size:  # BytesIO does not extend
                 self._extend(size)
+
+    def reserve(self, offset: int, length: int) -> None:
+        self.write_at(self.read_at(length, offset), offset)
 
     def allocated(self) -> int:
         return self.size()

@@ -9,17 +9,19 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from pyvhdx.storage import locks
+from pyvhdx.storage import locks, windows
 
 if TYPE_CHECKING:
     from pyvhdx._types import Buffer, PathLike
 
-# Windows has none of these; the tests switch the first two off to run its code path here.
+# Windows has none of these; the tests switch the first three off to run its code path here.
 HAVE_PREAD = hasattr(os, "pread")
 HAVE_PREADV = hasattr(os, "preadv")
+HAVE_FALLOCATE = hasattr(os, "posix_fallocate")
 _pread: Any = getattr(os, "pread", None)
 _preadv: Any = getattr(os, "preadv", None)
 _pwrite: Any = getattr(os, "pwrite", None)
+_posix_fallocate: Any = getattr(os, "posix_fallocate", None)
 _SEEK_DATA: int | None = getattr(os, "SEEK_DATA", None)
 _SEEK_HOLE: int | None = getattr(os, "SEEK_HOLE", None)
 
@@ -157,6 +159,18 @@ class LocalFile:
     def truncate(self, size: int) -> None:
         os.ftruncate(self._fd, size)
 
+    def reserve(self, offset: int, length: int) -> None:
+        if HAVE_FALLOCATE:
+            try:
+                _posix_fallocate(self._fd, offset, length)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENODEV):
+                    raise
+        # Writing what stands there does the same.
+        for start in range(offset, offset + length, 1 << 20):
+            self.write_at(self.read_at(min(1 << 20, offset + length - start), start), start)
+
     def allocated(self) -> int:
         status = os.fstat(self._fd)
         blocks: int | None = getattr(status, "st_blocks", None)
@@ -228,26 +242,46 @@ def _closed() -> ValueError:
     return ValueError("I/O operation on closed image")
 
 
-def open_local(path: PathLike, *, devices: bool = True, follow: bool = True) -> LocalFile:
+def open_local(
+    path: PathLike,
+    *,
+    devices: bool = True,
+    follow: bool = True,
+    write: bool = False,
+    use: locks.Use | None = None,
+) -> LocalFile:
     """
-    Open *path* for reading, without ever waiting for it.
+    Open *path* for reading, or with *write* for both, without ever waiting for it.
 
     Only a regular file or, with *devices*, a block device is taken; that is checked on the open
-    descriptor.  Raises `OSError` for anything else, and for a symbolic link unless *follow*.
+    descriptor.  Raises `OSError` for anything else, and for a symbolic link unless *follow*; with
+    *use*, `locks.READER` or `locks.WRITER`, `LockedError` where another open file excludes it.
     """
     name = os.fspath(path)
-    flags = os.O_RDONLY | _OPEN_FLAGS
-    if not follow:
-        flags |= getattr(os, "O_NOFOLLOW", 0)
-    if sys.platform == "win32" and os.path.isdir(name):  # Windows says "permission denied"
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
-    fd = os.open(name, flags)
+    if sys.platform == "win32":
+        if os.path.isdir(name):  # Windows says "permission denied"
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+        fd = windows.open_descriptor(name, write=write, lock=use is not None)
+    else:
+        flags = (os.O_RDWR if write else os.O_RDONLY) | _OPEN_FLAGS
+        if not follow:
+            flags |= getattr(os, "O_NOFOLLOW", 0)
+        fd = os.open(name, flags)
     file = LocalFile(fd, name)
+    try:
+        _check_kind(file, devices=devices)
+        if use is not None:
+            file.lock(use)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_kind(file: LocalFile, *, devices: bool) -> None:
     mode = file.status().st_mode
-    if stat.S_ISREG(mode) or (devices and stat.S_ISBLK(mode)):
-        return file
-    file.close()
     if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
-    wanted = "neither a regular file nor a block device" if devices else "not a regular file"
-    raise OSError(errno.EINVAL, wanted, name)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), file.name)
+    if not (stat.S_ISREG(mode) or (devices and stat.S_ISBLK(mode))):
+        wanted = "neither a regular file nor a block device" if devices else "not a regular file"
+        raise OSError(errno.EINVAL, wanted, file.name)

@@ -84,6 +84,9 @@ class Overlay:
     def truncate(self, size: int) -> None:  # noqa: ARG002 - never called
         raise _read_only()
 
+    def reserve(self, offset: int, length: int) -> None:  # noqa: ARG002 - never called
+        raise _read_only()
+
     def size(self) -> int:
         return self._size
 

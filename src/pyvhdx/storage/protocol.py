@@ -42,6 +42,10 @@ class Storage(Protocol):
         """Cut or extend to *size* bytes; new bytes read as zeros."""
         ...
 
+    def reserve(self, offset: int, length: int) -> None:
+        """Make sure that writing to this range, which lies inside, needs no more space; its bytes stay."""
+        ...
+
     def allocated(self) -> int:
         """Return how many bytes the medium uses for it; `size` where that is not known."""
         ...
