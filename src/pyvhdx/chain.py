@@ -27,7 +27,7 @@ from pyvhdx.errors import (
 )
 from pyvhdx.format.constants import IDENTIFIER_SIGNATURE, MAX_CHAIN_DEPTH, PARENT_LOCATOR, ZERO_GUID
 from pyvhdx.image import VHDXImage
-from pyvhdx.storage import LocalFile, open_file_object, open_local
+from pyvhdx.storage import LocalFile, can_seek, open_file_object, open_local, refuse_no_file
 from pyvhdx.storage.locks import READER, WRITER
 
 if TYPE_CHECKING:
@@ -100,9 +100,9 @@ def open(
     if log not in ("auto", "refuse"):
         raise RequestError(f'log is {log!r}, and must be "auto" or "refuse"')
     options = _Options(
-        search=tuple(os.path.abspath(folder) for folder in _folders_of(search)),
-        allow_absolute=tuple(os.path.realpath(folder) for folder in _folders_of(allow_absolute)),
-        within=None if within is None else os.path.realpath(within),
+        search=tuple(map(os.path.abspath, _folders_of("search", search))),
+        allow_absolute=tuple(map(os.path.realpath, _folders_of("allow_absolute", allow_absolute))),
+        within=None if within is None else _within(within),
         verify_parent=verify_parent,
         log=log,
         lock=lock,
@@ -123,9 +123,24 @@ def open(
     return image
 
 
-def _folders_of(folders: Iterable[PathLike] | PathLike) -> Iterable[PathLike]:
+def _folders_of(name: str, folders: Iterable[PathLike] | PathLike) -> list[PathLike]:
     """One folder is as good as a list of one; a string is no list of letters."""
-    return [folders] if isinstance(folders, (str, os.PathLike)) else folders
+    if isinstance(folders, (str, os.PathLike)):
+        return [folders]
+    try:
+        listed = list(folders)
+    except TypeError:
+        listed = [folders]  # type: ignore[list-item]  # nothing of the kind, as is said next
+    for folder in listed:
+        if not isinstance(folder, (str, os.PathLike)):
+            raise RequestError(f"{name} is {folders!r}, and must be a list of folders")
+    return listed
+
+
+def _within(folder: Any) -> str:
+    if not isinstance(folder, (str, os.PathLike)) or not os.path.isdir(folder):
+        raise RequestError(f"within is {str(folder)!r}, and must be a folder")
+    return os.path.realpath(os.fspath(folder))
 
 
 def _unpickle(path: str, parent: ParentChoice, options: _Options, position: int) -> VHDXImage:
@@ -141,7 +156,7 @@ def is_vhdx(source: Source) -> bool:
     Return whether *source*, a path or a binary file object, begins like a VHDX file.
 
     Eight bytes are read, and the position of a file object is restored.  Raises `OSError` for a
-    file that cannot be opened.
+    file that cannot be opened, and `RequestError` for what is neither or cannot seek.
     """
     if isinstance(source, (str, os.PathLike)):
         file = open_local(source)
@@ -149,6 +164,9 @@ def is_vhdx(source: Source) -> bool:
             return file.read_at(8, 0) == IDENTIFIER_SIGNATURE
         finally:
             file.close()
+    refuse_no_file(source, "read", "seek", "tell")
+    if not can_seek(source):
+        raise RequestError("the file object cannot seek, and its position could not be restored")
     position = source.tell()
     try:
         source.seek(0)
@@ -238,10 +256,10 @@ def _find(
             if isinstance(problem, kind):
                 problem.tried = tuple(tried)
                 raise problem
-    raise ParentNotFoundError(
-        f"{child.name}: its parent was not found; name it (parent=, --parent) or its folder (search=, --search)",
-        tuple(tried),
-    ) from cause
+    advice = "; name it (parent=, --parent) or its folder (search=, --search)"
+    if choice != "auto" or options.within is not None:  # who chose already knows how
+        advice = ""
+    raise ParentNotFoundError(f"{child.name}: its parent was not found{advice}", tuple(tried)) from cause
 
 
 def refuse_writable_parent(image: VHDXImage) -> None:
@@ -259,7 +277,9 @@ class _Refused(ValueError):
 def _candidates(child: VHDXImage, choice: ParentChoice, options: _Options) -> Iterator[tuple[str, Any]]:
     """Yield (what the candidate is called, what to open); a `Candidate` is subject to the policy."""
     if callable(choice):
-        yield "the parent callable", choice(_locator(child))
+        source = choice(_locator(child))
+        is_path = isinstance(source, (str, os.PathLike))
+        yield os.fspath(source) if is_path else "the parent callable", source
     elif isinstance(choice, VHDXImage):
         yield choice.name, choice
     elif choice != "auto":

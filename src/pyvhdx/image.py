@@ -477,7 +477,11 @@ class VHDXImage(io.RawIOBase):
         """Return the next *size* bytes, all that are left without one; fewer only at the end."""
         size = self._size if size is None or size < 0 else operator.index(size)
         start, size = self._advance(size)
-        return self.pread(size, start)
+        try:
+            return self.pread(size, start)
+        except BaseException:
+            self._go_back(start, size)
+            raise
 
     def readall(self) -> bytes:
         """Return all bytes from the position to the end."""
@@ -487,7 +491,11 @@ class VHDXImage(io.RawIOBase):
         """Fill *buffer* with the next bytes and return how many there were."""
         view = _bytes_of(buffer)
         start, size = self._advance(len(view))
-        return self.preadinto(view[:size], start)
+        try:
+            return self.preadinto(view[:size], start)
+        except BaseException:
+            self._go_back(start, size)
+            raise
 
     def _advance(self, size: int) -> tuple[int, int]:
         """Take the next *size* bytes for the caller, so that two threads never get the same."""
@@ -496,6 +504,12 @@ class VHDXImage(io.RawIOBase):
             size = self._clip(start, size)
             self._position += size
             return start, size
+
+    def _go_back(self, start: int, size: int) -> None:
+        """A read that failed has taken nothing, unless another thread went on from there."""
+        with self._position_lock:
+            if self._position == start + size:
+                self._position = start
 
     def write(self, data: Buffer, /) -> int:
         """Write *data* at the position, all of it; see `pwrite`."""

@@ -113,6 +113,7 @@ class ImageWriter:
         self.file = file
         self.lock = threading.RLock()
         self.is_foreign = False
+        self._is_closed = False
         self._medium = Durable(file.raw, sync=sync)
         self._log = LogWriter(self._medium, file.header, file.header_offset)
         self._read = read
@@ -244,6 +245,9 @@ class ImageWriter:
         if self.is_foreign:
             return
         with self.lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
             if self._failure is not None:
                 raise self._failed()
             self._commit()
@@ -489,6 +493,8 @@ class ImageWriter:
     def _check(self) -> None:
         if self.is_foreign:
             raise forked()
+        if self._is_closed:
+            raise ValueError("I/O operation on closed image")
         if self._failure is not None:
             raise self._failed()
 

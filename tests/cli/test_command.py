@@ -234,8 +234,17 @@ class TestMap:
         assert sum(entry["length"] for entry in entries) == len(content)
         files = [top, tmp_path / "middle.vhdx", tmp_path / "base.vhdx"]
         for entry in entries:
-            assert set(entry) - {"offset"} == {"start", "length", "depth", "present", "zero", "data", "kind"}
+            assert set(entry) - {"offset", "filename"} == {
+                "start",
+                "length",
+                "depth",
+                "present",
+                "zero",
+                "data",
+                "kind",
+            }
             if entry["data"]:
+                assert entry["filename"] == str(files[entry["depth"]])
                 with files[entry["depth"]].open("rb") as file:
                     file.seek(entry["offset"])
                     assert (

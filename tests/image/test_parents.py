@@ -332,6 +332,7 @@ class TestHostileLocators:
         assert read_mark(child) == MARK
         with pytest.raises(pyvhdx.ParentNotFoundError, match="outside"):
             pyvhdx.open(child, within=folder / "work")
+        (folder / "wor").mkdir()
         with pytest.raises(pyvhdx.ParentNotFoundError, match="outside"):
             pyvhdx.open(child, within=folder / "wor")
 

@@ -43,7 +43,7 @@ _PARTIALLY_PRESENT = int(PayloadState.PARTIALLY_PRESENT)
 _READ_AS_ZERO = {int(state) for state in (PayloadState.UNDEFINED, PayloadState.ZERO, PayloadState.UNMAPPED)}
 
 _BITMAP_PAGE = PAGE_SIZE
-_MAX_BITMAP_PAGES = 2048
+_MAX_BITMAP_PAGES = 512
 _MAX_PLACES = 1 << 16
 
 

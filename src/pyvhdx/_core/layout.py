@@ -85,6 +85,8 @@ class Disk:
             raise RequestError(f"log_size is {self.log_size}, and must be a multiple of 1 MiB up to 1 GiB")
         if self.kind not in ("fixed", "dynamic", "differencing"):
             raise RequestError(f'kind is {self.kind!r}, and must be "fixed", "dynamic" or "differencing"')
+        if not isinstance(self.creator, str):
+            raise RequestError(f"creator is {self.creator!r}, and must be a string")
         try:
             encode_creator(self.creator)
         except ValueError as error:

@@ -77,6 +77,10 @@ class Items(Mapping[UUID, bytes]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __repr__(self) -> str:
+        items = ", ".join(f"{item_id!r}: <{entry.length} bytes>" for item_id, entry in self._entries.items())
+        return f"Items({{{items}}})"
+
     def place(self, item_id: UUID) -> int:
         """Return the file offset of an item, in bytes."""
         return self._region.file_offset + self._entries[item_id].offset

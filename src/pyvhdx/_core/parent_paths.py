@@ -70,7 +70,8 @@ def _is_absolute(text: str) -> bool:
 
 
 def _here(text: str, flavour: ModuleType) -> str:
-    return text if flavour is ntpath else text.replace("\\", "/").removeprefix("./")
+    # A second separator behind the dot must not become a root.
+    return text if flavour is ntpath else text.replace("\\", "/").removeprefix("./").lstrip("/")
 
 
 def _absolute(text: str, flavour: ModuleType) -> Candidate:

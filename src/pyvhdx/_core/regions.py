@@ -148,17 +148,18 @@ def _check_entries(entries: list[RegionTableEntry], table: int) -> None:
 def _check_overlaps(
     entries: list[RegionTableEntry], log: Span, findings: list[Finding], table: int, *, log_in_use: bool
 ) -> None:
-    spans = [Span(entry.file_offset, entry.end, region_name(entry)) for entry in entries]
-    if log.start < log.end:
-        spans.append(log)
-    spans.sort()
+    spans = sorted(Span(entry.file_offset, entry.end, region_name(entry)) for entry in entries)
     for one, other in zip(spans, spans[1:], strict=False):
         if other.start < one.end:
             message = f"the {one.owner} and the {other.owner} overlap at {other.start:#x}"
-            if log in (one, other) and not log_in_use:
-                findings.append(tolerated("LOG-OVERLAP", "region table", table, _SECTION, message))
-            else:
+            raise corrupt("REGION-OVERLAP", "region table", table, _SECTION, message)
+    for span in spans:
+        at = max(span.start, log.start)
+        if at < min(span.end, log.end):
+            message = f"the {span.owner} and the log overlap at {at:#x}"
+            if log_in_use:
                 raise corrupt("REGION-OVERLAP", "region table", table, _SECTION, message)
+            findings.append(tolerated("LOG-OVERLAP", "region table", table, _SECTION, message))
 
 
 def region_name(entry: RegionTableEntry) -> str:

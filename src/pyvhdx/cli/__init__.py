@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -18,14 +19,20 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from pyvhdx._version import __version__
-from pyvhdx.cli import convert, create, dump, info, map, read
+from pyvhdx.cli import convert, create, dump, info, map, meta, read, trim, write
 from pyvhdx.cli.common import printable
 from pyvhdx.errors import LockedError, LogPendingError, ParentError, RequestError, VHDXError
+from pyvhdx.storage.locks import WITHOUT_LOCKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_COMMANDS = (create, info, map, read, convert, dump)
+_COMMANDS = (create, info, map, read, write, trim, meta, convert, dump)
+
+# What sentences about a parameter begin with.
+_PARAMETER = re.compile(
+    r"^(?:disk_id|kind|seed|(?:block|log|logical_sector|physical_sector)_size)(?= (?:is|must) )"
+)
 
 # The first that fits counts.
 _STATUS: tuple[tuple[type[BaseException], int], ...] = (
@@ -68,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("pyvhdx: interrupted", file=sys.stderr)
         return 130
     except (VHDXError, OSError) as error:
-        print(f"pyvhdx: error: {printable(_sentence(error))}", file=sys.stderr)
+        print(f"pyvhdx: error: {printable(_sentence(error, parsed))}", file=sys.stderr)
         return next(status for kind, status in _STATUS if isinstance(error, kind))
     return 0
 
@@ -104,12 +111,17 @@ def _take_late(parser: argparse.ArgumentParser, parsed: argparse.Namespace, rest
         parser.error(f"unrecognized arguments: {printable(' '.join(rest))}")
 
 
-def _sentence(error: BaseException) -> str:
-    if isinstance(error, FileExistsError) and error.filename:
+def _sentence(error: BaseException, parsed: argparse.Namespace) -> str:
+    if isinstance(error, FileExistsError) and error.filename and hasattr(parsed, "force"):
         return f"{error.filename} exists; --force replaces it"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
-    return str(error)
+    sentence = str(error)
+    # What Python's parameters are called is no help here.
+    if isinstance(error, LockedError):
+        return sentence.replace(WITHOUT_LOCKS, ", or use -U" if hasattr(parsed, "force_share") else "")
+    sentence = sentence.replace('log="auto"', "--log auto")
+    return _PARAMETER.sub(lambda found: "--" + found[0].replace("_", "-"), sentence)
 
 
 def _show_warning(message: Any, *_: Any, **__: Any) -> None:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import json
 import re
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
+
+from pyvhdx.chain import open as open_image
+from pyvhdx.errors import RequestError, VHDXError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from typing_extensions import Self
 
+    from pyvhdx.image import VHDXImage
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([bKMGTPE]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = {unit: 1 << 10 * power for power, unit in enumerate(("", "K", "M", "G", "T", "P", "E"))} | {"B": 1}
+_STEP = 1 << 30  # a multiple of every block size
 
 
 def size(text: str) -> int:
@@ -59,6 +67,27 @@ def add_quiet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress and no report")
 
 
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    """Add ``--dry-run``."""
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be changed, and change nothing"
+    )
+
+
+def add_input(parser: argparse.ArgumentParser) -> Any:
+    """Add ``-i``, and return the group of what takes its place."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "-i",
+        "--from",
+        dest="source",
+        default="-",
+        metavar="FILE",
+        help="take the bytes from this file; from standard input without it, and for -",
+    )
+    return group
+
+
 def add_open(parser: argparse.ArgumentParser, *, alone: bool = True) -> None:
     """Add the options of `pyvhdx.open`."""
     group = parser.add_argument_group("opening")
@@ -88,7 +117,7 @@ def add_open(parser: argparse.ArgumentParser, *, alone: bool = True) -> None:
         "--log",
         choices=("auto", "refuse"),
         default="auto",
-        help="what to do with a pending log: replay in memory, or stop",
+        help="what to do with a pending log: replay (in memory, where the file is only read), or stop",
     )
     group.add_argument("-U", "--force-share", action="store_true", help="open without locks")
 
@@ -105,6 +134,62 @@ def how(parsed: argparse.Namespace) -> dict[str, Any]:
         "log": parsed.log,
         "lock": not parsed.force_share,
     }
+
+
+@contextlib.contextmanager
+def to_change(parsed: argparse.Namespace) -> Iterator[VHDXImage]:
+    """Give the image open for writing, with ``--dry-run`` for reading; all is durable when the block ends."""
+    if parsed.no_verify_parent:
+        raise RequestError("--no-verify-parent is for reading only: what is written belongs to one parent")
+    image = open_image(parsed.image, "r" if parsed.dry_run else "r+", **how(parsed))
+    try:
+        yield image
+        image.flush()
+    except BaseException:
+        # The first cause is what is told, and an interrupt stays one, whatever the close says of it.
+        with contextlib.suppress(VHDXError, OSError):
+            image.close()
+        raise
+    image.close()
+
+
+def check_range(image: VHDXImage, offset: int, length: int) -> None:
+    """Raise `RequestError` for a range that is not all on the disk."""
+    if length < 0 or offset + length > image.size:
+        raise RequestError(
+            f"bytes {offset:#x} to {offset + max(length, 0):#x} are not all on the disk of {image.size:#x} bytes"
+        )
+
+
+def steps(offset: int, length: int) -> Iterator[tuple[int, int]]:
+    """Yield (offset, length) of the parts between which progress is shown, one at least; no block is in two."""
+    end = offset + length
+    while True:
+        stop = min(end, (offset // _STEP + 1) * _STEP)
+        yield offset, stop - offset
+        if stop == end:
+            return
+        offset = stop
+
+
+@contextlib.contextmanager
+def opened_input(parsed: argparse.Namespace) -> Iterator[IO[bytes]]:
+    """Give what ``-i`` names."""
+    if parsed.source != "-":
+        with open(parsed.source, "rb") as file:
+            yield file
+    elif sys.stdin is None:
+        raise RequestError("standard input is closed, and the bytes are to come from there")
+    else:
+        yield sys.stdin.buffer
+
+
+def read_input(file: IO[bytes], size: int) -> bytes:
+    """Return the next *size* bytes; fewer only at the end."""
+    data: bytes | None = file.read(size)
+    if data is None:
+        raise BlockingIOError(errno.EAGAIN, "the input is set not to block, and has nothing to read now")
+    return data
 
 
 def print_json(value: Any, file: Any = None) -> None:

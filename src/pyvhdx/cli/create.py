@@ -7,6 +7,7 @@ from uuid import UUID
 
 from pyvhdx.cli import common
 from pyvhdx.cli.info import describe, print_human
+from pyvhdx.errors import RequestError
 from pyvhdx.ops.create import DEFAULT_CREATOR, create
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="no report")
     common.add_output(parser)
     group = parser.add_argument_group("the disk")
-    group.add_argument("--kind", choices=("dynamic", "fixed", "differencing"), default="dynamic")
+    group.add_argument("--kind", choices=("dynamic", "fixed", "differencing"), help="dynamic without it")
     group.add_argument("--block-size", type=common.size, metavar="SIZE", help="1M to 256M, a power of two")
     group.add_argument("--logical-sector-size", type=int, choices=(512, 4096))
     group.add_argument("--physical-sector-size", type=int, choices=(512, 4096))
@@ -41,10 +42,12 @@ def add_to(commands: Any) -> None:
 
 
 def run(parsed: Namespace) -> None:
+    if parsed.parent is not None and parsed.kind not in (None, "differencing"):
+        raise RequestError(f"a child is differencing, and --kind says {parsed.kind}")
     with create(
         parsed.image,
         parsed.size,
-        kind=parsed.kind,
+        kind=parsed.kind or "dynamic",
         parent=parsed.parent,
         block_size=parsed.block_size,
         logical_sector_size=parsed.logical_sector_size,

@@ -6,13 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 from pyvhdx.chain import open as open_image
 from pyvhdx.cli import common
-from pyvhdx.errors import ParentError
+from pyvhdx.errors import ParentCycleError, ParentError, ParentMismatchError, ParentNotFoundError
 from pyvhdx.format.locator import ABSOLUTE_WIN32_PATH, RELATIVE_PATH, VOLUME_PATH
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
     from pyvhdx.info import ImageInfo
+
+_LABELS: dict[type[ParentError], str] = {
+    ParentNotFoundError: "parent missing",
+    ParentMismatchError: "parent wrong",
+    ParentCycleError: "parent cycle",
+}
 
 
 def add_to(commands: Any) -> None:
@@ -27,27 +33,27 @@ def add_to(commands: Any) -> None:
 
 def run(parsed: Namespace) -> None:
     how = common.how(parsed)
-    missing = None
+    wrong = None
     try:
         image = open_image(parsed.image, **how)
     except ParentError as error:
         if parsed.chain or parsed.parent is not None:
             raise
-        missing = str(error)
+        wrong = error
         image = open_image(parsed.image, **{**how, "parent": False})
     with image:
         infos = [member.info() for member in (image.chain if parsed.chain else (image,))]
     if parsed.output == "json":
-        described = [describe(info, missing) for info in infos]
+        described = [describe(info, wrong) for info in infos]
         common.print_json(described if parsed.chain else described[0])
     else:
         for number, info in enumerate(infos):
             if number:
                 print()
-            print_human(info, missing)
+            print_human(info, wrong)
 
 
-def describe(info: ImageInfo, missing: str | None = None) -> dict[str, Any]:
+def describe(info: ImageInfo, wrong: ParentError | None = None) -> dict[str, Any]:
     """Return what is known with qemu-img's keys, and under format-specific what only we say."""
     described: dict[str, Any] = {
         "virtual-size": info.virtual_size,
@@ -78,13 +84,15 @@ def describe(info: ImageInfo, missing: str | None = None) -> dict[str, Any]:
         "parent-locator": info.parent_locator,
         "warnings": [finding.to_dict() for finding in info.warnings],
     }
-    if missing is not None:
-        own["parent-missing"] = missing
+    if wrong is not None:
+        own["parent-error"] = str(wrong)
+        if isinstance(wrong, ParentNotFoundError):
+            own["parent-missing"] = str(wrong)
     described["format-specific"] = {"type": "vhdx", "data": own}
     return described
 
 
-def print_human(info: ImageInfo, missing: str | None = None) -> None:
+def print_human(info: ImageInfo, wrong: ParentError | None = None) -> None:
     """Write what is known for people."""
     lines = [
         ("image", info.name),
@@ -102,8 +110,8 @@ def print_human(info: ImageInfo, missing: str | None = None) -> None:
         lines.append(("parent", info.parent))
     elif info.kind == "differencing":
         lines.append(("parent", f"{_named_parent(info)} (not open)"))
-    if missing is not None:
-        lines.append(("parent missing", missing))
+    if wrong is not None:
+        lines.append((_LABELS[type(wrong)], str(wrong)))
     lines += [("warning", str(finding)) for finding in info.warnings]
     for name, value in lines:
         print(f"{name}: {common.printable(value)}")

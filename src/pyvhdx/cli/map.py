@@ -29,7 +29,8 @@ def run(parsed: Namespace) -> None:
     with open_image(parsed.image, **common.how(parsed)) as image:
         extents = image.extents(parsed.start_offset, parsed.max_length)
         if parsed.output == "json":
-            common.print_json_list(_describe(extent) for extent in extents)
+            chain = image.chain
+            common.print_json_list(_describe(extent, chain[extent.depth].name) for extent in extents)
             return
         first = next(extents, None)  # an error comes before the heading
         names = [common.printable(member.name) for member in image.chain]
@@ -40,7 +41,7 @@ def run(parsed: Namespace) -> None:
             print(f"{extent.offset:<#16x}{extent.length:<#16x}{extent.kind:<8}{place:<16}{name}".rstrip())
 
 
-def _describe(extent: Extent) -> dict[str, Any]:
+def _describe(extent: Extent, name: str) -> dict[str, Any]:
     described: dict[str, Any] = {
         "start": extent.offset,
         "length": extent.length,
@@ -52,4 +53,5 @@ def _describe(extent: Extent) -> dict[str, Any]:
     }
     if extent.file_offset is not None:
         described["offset"] = extent.file_offset
+        described["filename"] = name
     return described

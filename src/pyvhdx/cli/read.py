@@ -24,7 +24,8 @@ def add_to(commands: Any) -> None:
     parser.add_argument("image")
     parser.add_argument("offset", nargs="?", type=common.size, help="where to begin; 0 without it")
     parser.add_argument("length", nargs="?", type=common.size, help="how much; up to the end without it")
-    parser.add_argument("-o", "--to", metavar="FILE", help="write to this new file")
+    parser.add_argument("-o", "--to", metavar="FILE", help="write to this new file; - is standard output")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
     common.add_quiet(parser)
     parser.add_argument(
         "--output", choices=("raw", "json"), default="raw", help="the bytes as they are, or as base64 in JSON"
@@ -34,6 +35,9 @@ def add_to(commands: Any) -> None:
 
 
 def run(parsed: Namespace) -> None:
+    to = None if parsed.to == "-" else parsed.to
+    if to is not None and parsed.output == "json":
+        raise RequestError("-o takes the bytes as they are, and JSON goes to standard output")
     with open_image(parsed.image, **common.how(parsed)) as image:
         offset = parsed.offset or 0
         length = image.size - offset if parsed.length is None else parsed.length
@@ -47,15 +51,14 @@ def run(parsed: Namespace) -> None:
             return
         with contextlib.ExitStack() as cleanup:
             target: IO[bytes] = sys.stdout.buffer
-            if parsed.to is None:
-                used = [member._file.raw for member in image.chain]
-                refuse_files_in_use(target, used, "the image itself, or a file of its chain")
-            if parsed.to is not None:
-                file = cleanup.enter_context(new_file(parsed.to))
+            used = [member._file.raw for member in image.chain]
+            refuse_files_in_use(to or target, used, "the image itself, or a file of its chain")
+            if to is not None:
+                file = cleanup.enter_context(new_file(to, overwrite=parsed.force))
             progress = cleanup.enter_context(common.Progress(parsed))
             for done in range(0, length, _PIECE):
                 data_piece = image.pread(min(_PIECE, length - done), offset + done)
-                if parsed.to is None:
+                if to is None:
                     target.write(data_piece)
                 else:
                     file.write_at(data_piece, done)

@@ -22,8 +22,10 @@ def decode_creator(raw: bytes) -> str:
 
 
 def encode_creator(text: str) -> bytes:
-    """Return *text* as it stands on disk; raise `ValueError` if it takes more than 512 bytes."""
+    """Return *text* as it stands on disk; raise `ValueError` for what does not fit or holds a NUL."""
+    if "\0" in text:
+        raise ValueError("the creator holds a NUL, where it would end")
     raw = text.encode("utf-16-le")
     if len(raw) > CREATOR_SIZE:
-        raise ValueError(f"the creator takes {len(raw)} bytes in UTF-16, and there are {CREATOR_SIZE}")
+        raise ValueError(f"the creator has {len(raw) // 2} UTF-16 units, and at most {CREATOR_SIZE // 2} fit")
     return raw.ljust(CREATOR_SIZE, b"\0")

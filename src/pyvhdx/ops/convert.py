@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import warnings
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pyvhdx.chain import open as open_image
 from pyvhdx.errors import RequestError
 from pyvhdx.format.constants import MAX_VIRTUAL_SIZE, MIB, round_up
 from pyvhdx.ops.build import Builder
 from pyvhdx.ops.create import new_disk
 from pyvhdx.ops.source import RAW_SUFFIXES, name_of, open_source
-from pyvhdx.storage import can_seek, new_file, open_file_object, refuse_files_in_use
+from pyvhdx.storage import (
+    can_seek,
+    is_appending,
+    new_file,
+    open_file_object,
+    refuse_files_in_use,
+    refuse_no_file,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +34,7 @@ if TYPE_CHECKING:
     from pyvhdx.storage import Storage
 
 _ZEROS = bytes(MIB)
+_HOW = frozenset(open_image.__kwdefaults__ or ())
 
 _VHDX_SUFFIXES = (".vhdx", ".avhdx")
 
@@ -90,6 +100,11 @@ def convert(
     another known format, what `pyvhdx.open` raises, `FileExistsError`, and `OSError`.  A source that
     is no multiple of the sector size is padded with zeros, with a `UserWarning`.
     """
+    for name in how:
+        if name not in _HOW:
+            raise TypeError(f"convert() got an unexpected keyword argument {name!r}")
+    if not isinstance(target, (str, os.PathLike)):
+        refuse_no_file(target, "write")
     target_format = _target_format(target, format)
     with contextlib.ExitStack() as cleanup:
         disk = open_source(source, source_format, how, cleanup)
@@ -126,8 +141,12 @@ def convert(
             size, data = _write_stream(disk, target, progress)
         else:
             if not can_seek(target):
-                raise RequestError("a VHDX target is written at many places, and this one cannot seek")
-            storage = cleanup.enter_context(contextlib.closing(open_file_object(target, write=True)))
+                raise RequestError(
+                    "a VHDX target is written at many places, and this one cannot seek; give its path"
+                )
+            storage = cleanup.enter_context(
+                contextlib.closing(open_file_object(target, write=True, append=target_format == "raw"))
+            )
             if target is source:
                 raise RequestError("the target is the source itself")
             if storage.size() and not overwrite:
@@ -135,7 +154,10 @@ def convert(
                     "the target is not empty; overwrite=True (--force) replaces its content"
                 )
             storage.truncate(0)
-            size, data = _write(disk, storage, make, progress, flush=sync)
+            if is_appending(target):
+                size, data = _write_stream(disk, target, progress)
+            else:
+                size, data = _write(disk, storage, make, progress, flush=sync)
             if sync:
                 storage.flush()
         return ConvertReport(
@@ -232,4 +254,7 @@ def _write_zeros(target: Any, count: int) -> None:
 
 def _write_all(target: Any, view: memoryview) -> None:
     while view:
-        view = view[target.write(view) :]
+        done = target.write(view)
+        if not done:  # a stream that is set not to block must not be asked for ever
+            raise BlockingIOError(errno.EAGAIN, "the target takes no more bytes now")
+        view = view[done:]

@@ -15,13 +15,13 @@ from pyvhdx._core.parent_paths import paths_to
 from pyvhdx._version import __version__
 from pyvhdx.chain import is_at_its_path, refuse_writable_parent
 from pyvhdx.chain import open as open_image
-from pyvhdx.errors import RequestError
+from pyvhdx.errors import ParentCycleError, RequestError
 from pyvhdx.format import constants as c
 from pyvhdx.format import locator as form
 from pyvhdx.format.metadata import IS_USER, IS_VIRTUAL_DISK, ITEM_FLAGS
 from pyvhdx.image import VHDXImage
 from pyvhdx.ops.build import Builder
-from pyvhdx.storage import new_file, open_file_object, refuse_files_in_use
+from pyvhdx.storage import can_read, new_file, open_file_object, refuse_files_in_use
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -78,8 +78,11 @@ def create(
     *lock* refuses to replace a file in use; ``sync=False`` leaves out the durability barriers.
 
     Raises `RequestError` for parameters that cannot be, `FileExistsError`, `LockedError`, what
-    `pyvhdx.open` raises for the parent, and `OSError`.
+    `pyvhdx.open` raises for the parent, and `OSError`.  A parent whose log is pending gives a
+    `UserWarning`: who replays it into the file may cut the child off.
     """
+    if disk_id == c.ZERO_GUID:
+        raise RequestError("the zero GUID cannot be a disk_id: it says that there is none")
     if parent is None:
         if kind == "differencing":
             raise RequestError('a differencing disk needs its parent (parent="FILE", or -b FILE)')
@@ -103,7 +106,20 @@ def create(
             refuse_writable_parent(parent)
         opened = parent if isinstance(parent, VHDXImage) else open_image(parent, lock=lock)
         try:
-            refuse_files_in_use(target, [image._file.raw for image in opened.chain], "its own parent")
+            refuse_files_in_use(
+                target, [image._file.raw for image in opened.chain], "a file of its own chain"
+            )
+            if len(opened.chain) > c.MAX_CHAIN_DEPTH:
+                raise ParentCycleError(
+                    f"{opened.name} has {c.MAX_CHAIN_DEPTH} parents, and no child may have more"
+                )
+            if opened.log_pending:
+                warnings.warn(
+                    f"{opened.name}: its log is pending; a program that replays it into the file may change its "
+                    "DataWriteGuid, as QEMU does, and then the child does not open any more",
+                    UserWarning,
+                    stacklevel=2,
+                )
             if logical_sector_size not in (None, opened.logical_sector_size):
                 raise RequestError(
                     f"logical_sector_size must be the parent's, which is {opened.logical_sector_size}"
@@ -133,6 +149,10 @@ def create(
         is_storage = hasattr(target, "read_at")
         storage: Any = target if is_storage else open_file_object(target, write=True)
         try:
+            if not is_storage and not can_read(target):
+                raise RequestError(
+                    'the new image is given back open, and this file object cannot be read; open it "w+b"'
+                )
             if storage.size() and not exist_ok:
                 raise FileExistsError("the file object is not empty; exist_ok=True replaces its content")
             storage.truncate(0)
@@ -192,7 +212,8 @@ def _guids(seed: bytes | str | None, parameters: str) -> Any:
         return lambda _purpose: uuid.uuid4()
     if not isinstance(seed, (bytes, str)):
         raise RequestError(f"seed is {seed!r}, and must be bytes or a string")
-    start = sha256(seed.encode() if isinstance(seed, str) else seed).digest()
+    # A seed of the command need not be text.
+    start = sha256(seed.encode(errors="surrogatepass") if isinstance(seed, str) else seed).digest()
 
     def derive(purpose: str) -> UUID:
         return uuid.UUID(bytes=sha256(start + f"{purpose}\0{parameters}".encode()).digest()[:16], version=4)
@@ -215,10 +236,25 @@ def _locator(target: Source, parent: VHDXImage) -> dict[str, str]:
             stacklevel=3,
         )
     paths = paths_to(name, folder, _FLAVOUR)
+    _refuse_unwritable_path(name, folder, paths)
     pairs = {form.LINKAGE: form.format_linkage(parent.data_write_guid)}
     pairs |= {key: paths[key] for key in (form.ABSOLUTE_WIN32_PATH, form.RELATIVE_PATH) if key in paths}
     pairs[form.LINKAGE2] = form.format_linkage(c.ZERO_GUID)
     return pairs
+
+
+def _refuse_unwritable_path(name: str, folder: str, paths: dict[str, str]) -> None:
+    """A locator holds Unicode, and takes every backslash for a separator."""
+    try:
+        "".join(paths.values()).encode("utf-16-le")
+    except UnicodeEncodeError:
+        raise RequestError(
+            f"the path of the parent {name} is no Unicode text, and cannot stand in a locator"
+        ) from None
+    if _FLAVOUR is posixpath and "\\" in posixpath.relpath(name, folder):
+        raise RequestError(
+            f"the path of the parent {name} holds a backslash, which a locator takes for a separator"
+        )
 
 
 def _items_of_the_disk(parent: VHDXImage) -> list[tuple[UUID, int, bytes]]:

@@ -175,9 +175,9 @@ def dump_bat(storage: Storage, *, every: bool = False) -> Iterator[dict[str, Any
             yield _describe_entry("payload", block, geometry.payload_index(block), entry)
             block += 1
         else:
-            run_end = file.bat.run_end(block, geometry.block_count)
             # A chunk's bitmap entry comes after its last block, skipped or not.
-            block = min(run_end, block - block % geometry.chunk_ratio + geometry.chunk_ratio)
+            chunk_end = block - block % geometry.chunk_ratio + geometry.chunk_ratio
+            block = file.bat.run_end(block, min(chunk_end, geometry.block_count))
         if block % geometry.chunk_ratio == 0 or (block == geometry.block_count and differencing):
             chunk = (block - 1) // geometry.chunk_ratio
             if block < geometry.block_count or differencing:

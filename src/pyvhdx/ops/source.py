@@ -15,12 +15,12 @@ from pyvhdx.errors import NotVHDXError, RequestError
 from pyvhdx.format.constants import IDENTIFIER_SIGNATURE
 from pyvhdx.format.foreign import FOOTER_SIZE, HEAD_SIZE, recognise
 from pyvhdx.image import VHDXImage
-from pyvhdx.storage import LocalFile, can_seek, open_file_object, open_local
+from pyvhdx.storage import LocalFile, can_seek, open_file_object, open_local, refuse_no_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pyvhdx._types import Progress, Source
+    from pyvhdx._types import PathLike, Progress, Source
     from pyvhdx.storage import Storage
 
 _PIECE = 1 << 20
@@ -134,9 +134,7 @@ class _RawSource(SourceDisk):
 
     def fill(self, view: memoryview, offset: int) -> None:
         if self.storage.read_into(view, offset) != len(view):
-            raise OSError(
-                f"{self.name}: the file ended before {offset + len(view):#x}; it was longer at first"
-            )
+            raise _shorter(self.name, offset + len(view))
 
 
 class _StreamSource(SourceDisk):
@@ -181,10 +179,17 @@ def _read(file: Any, size: int) -> bytes:
 
 
 def _data_in(storage: Storage, offset: int, length: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of what may hold data in a range that was in the file when it was opened."""
     end = offset + length
     while offset < end and (run := storage.next_data(offset)) is not None and run[0] < end:
         yield run[0], min(run[1], end)
         offset = run[1]
+    if storage.size() < end:  # what lies behind the end is lost, and no zeros
+        raise _shorter(storage.name, end)
+
+
+def _shorter(name: str, end: int) -> OSError:
+    return OSError(f"{name}: the file ended before {end:#x}; it was longer at first")
 
 
 def open_source(
@@ -196,6 +201,10 @@ def open_source(
         if format == "raw" or how:
             raise RequestError("an open image is a VHDX source, and is opened already")
         return _VHDXSource(source)
+    if isinstance(source, (str, os.PathLike)):
+        _refuse_pipe(source)
+    else:
+        refuse_no_file(source, "read")
     if not isinstance(source, (str, os.PathLike)) and not can_seek(source):
         if format == "vhdx" or how:
             raise RequestError("a VHDX source must be able to seek, and this one cannot")
@@ -214,6 +223,19 @@ def open_source(
     if how:
         raise RequestError(f"{', '.join(how)}: these belong to a VHDX source, and the source is raw")
     return _RawSource(cleanup.enter_context(contextlib.closing(_open_storage(source))))
+
+
+def _refuse_pipe(path: PathLike) -> None:
+    """A path is opened more than once, and what a pipe has given is gone."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # the open says it better
+        return
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        raise RequestError(
+            f"{os.fspath(path)} can only be read to its end; "
+            "open it and give the file object (in the command, - is standard input)"
+        )
 
 
 def _open_storage(source: Source) -> Storage:

@@ -7,7 +7,14 @@ barriers of a file that is written.
 """
 
 from pyvhdx.storage.durable import Durable
-from pyvhdx.storage.file_object import FileObject, can_seek, open_file_object
+from pyvhdx.storage.file_object import (
+    FileObject,
+    can_read,
+    can_seek,
+    is_appending,
+    open_file_object,
+    refuse_no_file,
+)
 from pyvhdx.storage.local import LocalFile, open_local
 from pyvhdx.storage.memory import MemoryStorage
 from pyvhdx.storage.overlay import Overlay
@@ -21,9 +28,12 @@ __all__ = [
     "MemoryStorage",
     "Overlay",
     "Storage",
+    "can_read",
     "can_seek",
+    "is_appending",
     "new_file",
     "open_file_object",
     "open_local",
     "refuse_files_in_use",
+    "refuse_no_file",
 ]

@@ -67,6 +67,9 @@ class LocalFile:
             if len(data) == size or not data:
                 return data
             return self._read_rest(data, size, offset)
+        except OSError as error:
+            self._name_in(error)
+            raise
         finally:
             self._users.pop()
             if self._closed:
@@ -110,6 +113,9 @@ class LocalFile:
                     break
                 done += more
             return done
+        except OSError as error:
+            self._name_in(error)
+            raise
         finally:
             self._users.pop()
             if self._closed:
@@ -131,21 +137,20 @@ class LocalFile:
                 done = _pwrite(self._fd, view, offset)
                 view = view[done:]
                 offset += done
+        except OSError as error:
+            self._name_in(error)
+            raise
         finally:
             self._users.pop()
             if self._closed:
                 self._release()
 
     def flush(self) -> None:
-        if sys.platform == "darwin":
-            import fcntl  # noqa: PLC0415 - not on Windows
-
-            # fsync of macOS leaves the data in the drive's cache.
-            fcntl.fcntl(self._fd, fcntl.F_FULLFSYNC)
-        elif hasattr(os, "fdatasync"):
-            os.fdatasync(self._fd)
-        else:
-            os.fsync(self._fd)
+        try:
+            _flush(self._fd)
+        except OSError as error:
+            self._name_in(error)
+            raise
 
     def size(self) -> int:
         if self._closed:
@@ -157,7 +162,11 @@ class LocalFile:
         return status.st_size
 
     def truncate(self, size: int) -> None:
-        os.ftruncate(self._fd, size)
+        try:
+            os.ftruncate(self._fd, size)
+        except OSError as error:
+            self._name_in(error)
+            raise
 
     def reserve(self, offset: int, length: int) -> None:
         if HAVE_FALLOCATE:
@@ -166,6 +175,7 @@ class LocalFile:
                 return
             except OSError as error:
                 if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENODEV):
+                    self._name_in(error)
                     raise
         # Writing what stands there does the same.
         for start in range(offset, offset + length, 1 << 20):
@@ -194,6 +204,11 @@ class LocalFile:
                 if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY):  # no holes here
                     return offset, end
                 raise
+
+    def _name_in(self, error: OSError) -> None:
+        """Say which file is full or bad, which the system does not."""
+        if error.filename is None and error.errno is not None:
+            error.filename = self.name
 
     def _kept_position(self) -> _KeptPosition:
         return _KeptPosition(self._fd, self._gate)
@@ -236,6 +251,18 @@ class _KeptPosition:
     def __exit__(self, *_: object) -> None:
         os.lseek(self._fd, self._position, os.SEEK_SET)
         self._gate.release()
+
+
+def _flush(fd: int) -> None:
+    if sys.platform == "darwin":
+        import fcntl  # noqa: PLC0415 - not on Windows
+
+        # fsync of macOS leaves the data in the drive's cache.
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+    elif hasattr(os, "fdatasync"):
+        os.fdatasync(fd)
+    else:
+        os.fsync(fd)
 
 
 def _closed() -> ValueError:

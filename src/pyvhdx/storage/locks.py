@@ -29,6 +29,9 @@ WRITER: Use = ((CONSISTENT_READ, WRITE, RESIZE), (WRITE, RESIZE))
 
 _HAVE, _UNSHARED = 100, 200
 
+# The end of the sentence, which the command replaces by an option where it has one.
+WITHOUT_LOCKS = ", or open without locks (lock=False)"
+
 # What a file system without such locks answers.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
@@ -58,7 +61,7 @@ def lock(fd: int, name: str, use: Use) -> bool:
         unlock(fd)
         raise LockedError(
             f"{name}: another process has this file open in a way that excludes this use; "
-            "close it there, or open without locks (lock=False, or -U of the command)"
+            f"close it there{WITHOUT_LOCKS}"
         )
     return sys.platform == "linux"
 

@@ -38,7 +38,8 @@ class Overlay:
         self._page_offsets = sorted(pages)
         self._zero_starts, self._zero_ends = zeroed
         self._page_size = page_size
-        self._size = max(size, below.size())
+        self._below_size = below.size()
+        self._size = max(size, self._below_size)
 
     def read_at(self, size: int, offset: int) -> bytes:
         size = max(0, min(size, self._size - offset))
@@ -47,13 +48,16 @@ class Overlay:
             if len(data) == size:
                 return data
         buffer = bytearray(size)
-        self.read_into(memoryview(buffer), offset)
-        return bytes(buffer)
+        done = self.read_into(memoryview(buffer), offset)
+        return bytes(buffer[:done])
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
         size = max(0, min(len(buffer), self._size - offset))
+        inside = max(0, min(size, self._below_size - offset))
+        done = self._below.read_into(buffer[:inside], offset) if inside else 0
+        if done < inside:  # the file below became shorter: what is lost is not zeros
+            size = done
         end = offset + size
-        done = self._below.read_into(buffer[:size], offset)
         _zero(buffer[done:size])
         first = bisect_right(self._zero_ends, offset)
         last = bisect_left(self._zero_starts, end)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyvhdx.errors import RequestError
 from pyvhdx.storage import locks
+from pyvhdx.storage.file_object import FileObject
 from pyvhdx.storage.local import LocalFile, open_local
 
 if TYPE_CHECKING:
@@ -43,9 +44,12 @@ def new_file(
     *overwrite* is not set, `LockedError` where the file to be replaced is in use, and
     `RequestError` where it is no regular file.
     """
-    target = os.path.realpath(path)
+    name = os.fspath(path)
+    if not name:
+        raise RequestError("the name of the new file is empty")
+    target = os.path.realpath(name)
     with contextlib.ExitStack() as cleanup:
-        old = _existing(target, overwrite=overwrite)
+        old = _existing(name, overwrite=overwrite)
         if old is not None and lock and sys.platform != "win32":
             # Held until the rename, so that nobody begins to use a file that is about to go.
             # Windows renames onto no open file, and has no such locks.
@@ -57,10 +61,10 @@ def new_file(
         try:
             fd = os.open(temporary, _CREATE_FLAGS, 0o666)
         except OSError as error:
-            error.filename = os.fspath(path)  # nobody asked for the temporary one
+            error.filename = name  # nobody asked for the temporary one
             raise
         cleanup.callback(_remove, temporary)
-        file = cleanup.enter_context(contextlib.closing(LocalFile(fd, os.fspath(path))))
+        file = cleanup.enter_context(contextlib.closing(LocalFile(fd, name)))
         if old is not None:
             os.chmod(temporary, stat.S_IMODE(old.st_mode))
         yield file
@@ -71,48 +75,62 @@ def new_file(
         if overwrite:
             os.replace(temporary, target)
         else:
-            _rename_new(temporary, target)
+            _rename_new(temporary, target, name)
         if sync:
             _flush_folder(folder)
 
 
 def refuse_files_in_use(target: Source, used: Iterable[Storage], what: str) -> None:
     """Raise `RequestError` where *target* is one of the files that are being read: *what* says which."""
-    file: Any = target
-    path = os.fspath(file) if isinstance(file, (str, os.PathLike)) else None
-    try:
-        status = os.fstat(file.fileno()) if path is None else os.stat(path)
-    except (OSError, AttributeError):  # no file, or not there yet
-        return
+    status = _status_of(target)
     for storage in used:
-        if isinstance(storage, LocalFile) and os.path.samestat(storage.status(), status):
-            name = getattr(file, "name", "the target") if path is None else path
+        source = storage.file if isinstance(storage, FileObject) else storage
+        other = _status_of(source)
+        if source is target or (status is not None and other is not None and os.path.samestat(status, other)):
+            name = (
+                os.fspath(target)
+                if isinstance(target, (str, os.PathLike))
+                else getattr(target, "name", "the target")
+            )
             raise RequestError(f"{name} is {what}, and is not replaced")
 
 
-def _existing(target: str, *, overwrite: bool) -> os.stat_result | None:
+def _status_of(file: Any) -> os.stat_result | None:
+    """Return what the system says of a path, a storage or a file object; None where there is no file."""
     try:
-        status = os.stat(target)
+        if isinstance(file, (str, os.PathLike)):
+            return os.stat(file)
+        # A compressed file's object answers with the compressed file, and that is what would be lost.
+        return file.status() if isinstance(file, LocalFile) else os.fstat(file.fileno())
+    except (OSError, AttributeError, ValueError):
+        return None
+
+
+def _existing(name: str, *, overwrite: bool) -> os.stat_result | None:
+    try:
+        status = os.stat(name)  # not its real path: the one of /dev/stdout may not exist
     except FileNotFoundError:
         return None
     if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
     if not stat.S_ISREG(status.st_mode):
-        raise RequestError(f"{target} is no regular file, and a new file cannot take its place")
+        raise RequestError(
+            f"{name} is no regular file, and a new file cannot take its place; "
+            "open it and give the file object (in the command, - is standard output)"
+        )
     if not overwrite:
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
     return status
 
 
-def _rename_new(temporary: str, target: str) -> None:
-    """Rename, but never onto a file that appeared meanwhile."""
+def _rename_new(temporary: str, target: str, name: str) -> None:
+    """Rename, but never onto a file that appeared meanwhile, which is called *name* in the error."""
     try:
         os.link(temporary, target)
-    except FileExistsError:
-        raise
-    except OSError:  # no hard links here; a look before the rename is the best there is
-        if os.path.lexists(target):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
+    except OSError as error:
+        # Without hard links a look before the rename is the best there is.
+        if isinstance(error, FileExistsError) or os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name) from None
         os.rename(temporary, target)
 
 
