@@ -40,6 +40,22 @@ def test_every_option_of_every_sub_command_is_on_the_commands_page() -> None:
                     assert f"`{option}" in page or f" {option} " in page, f"{name} {option}"
 
 
+def test_no_two_pages_make_a_file_of_the_same_name() -> None:
+    """Who tries all examples in one folder meets no file of another page."""
+    made: dict[str, str] = {}
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        blocks = "".join(
+            re.findall(r"^```(?:python|console)\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+        )
+        names = re.findall(r'create\("(.+?)"|convert\(".+?", "(.+?)"', blocks)
+        for line in re.findall(r"pyvhdx ((?:create|convert) .*)", blocks):
+            files = re.findall(r"(?<!-b )\b[\w-]+\.(?:vhdx|raw)\b", line.partition("|")[0])
+            names.append((files[-1], "") if " - |" not in line else ("", ""))
+        for name in {"".join(pair) for pair in names} - {""}:
+            assert made.setdefault(name, path.name) == path.name, name
+    assert len(made) > 12
+
+
 def test_every_page_is_in_the_site() -> None:
     index = (ROOT / "docs" / "index.md").read_text()
     pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}

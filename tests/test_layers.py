@@ -94,6 +94,7 @@ def test_only_these_functions_write_to_a_file() -> None:
         "writing.py:_write_block",
         "writing.py:_write_zeros",
         "writing.py:pwrite",
+        "cli/meta.py:_get",
         "cli/read.py:run",
         "ops/build.py:__init__",
         "ops/build.py:finish",

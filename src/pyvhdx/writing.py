@@ -26,9 +26,9 @@ from pyvhdx._core.metadata import read_metadata, read_table
 from pyvhdx._core.opening import header_copies_contradict, log_span, open_file, region_spans
 from pyvhdx._core.pages import PAGE_SIZE, pages_of
 from pyvhdx._core.space import is_anchor, map_space
-from pyvhdx._core.trim import TrimMode, trimmed
+from pyvhdx._core.trim import TrimMode, plan_trim
 from pyvhdx._core.user_items import MAX_PAGES_AT_ONCE, plan_change
-from pyvhdx.errors import ImageError, ImageFailedError, RequestError, StateError
+from pyvhdx.errors import ImageError, ImageFailedError, StateError
 from pyvhdx.format.constants import (
     ALIGNMENT,
     HEADER_OFFSETS,
@@ -42,7 +42,7 @@ from pyvhdx.format.constants import (
 from pyvhdx.storage import Durable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from uuid import UUID
 
     from pyvhdx._core.blocks import BlockWrite
@@ -112,6 +112,7 @@ class ImageWriter:
     def __init__(self, file: OpenFile, *, sync: bool, read: Callable[[memoryview, int], None]) -> None:
         self.file = file
         self.lock = threading.RLock()
+        self._turn = _Turn(self)
         self.is_foreign = False
         self._is_closed = False
         self._medium = Durable(file.raw, sync=sync)
@@ -137,8 +138,7 @@ class ImageWriter:
     def pwrite(self, data: memoryview, offset: int) -> None:
         """Write *data* at *offset*; the range lies inside the disk."""
         blocks, shift, size = self.file.blocks, self.file.geometry.block_shift, len(data)
-        with self.lock:
-            self._check()
+        with self._turn:
             done = 0
             while done < size:
                 block = offset + done >> shift
@@ -156,53 +156,29 @@ class ImageWriter:
         geometry = self.file.geometry
         is_fixed = self.file.metadata.kind == "fixed"
         zero = int(PayloadState.ZERO)
-        with self.lock:
-            self._check()
+        with self._turn:
             for block, start, end in self._parts_with_data(offset, length):
-                if start == 0 and end == geometry.used_length(block) and not is_fixed:
-                    self._change_entries(((block, zero),), visible=True)
+                if start == 0 and end >= geometry.used_length(block) and not is_fixed:
+                    stop = block + -(-end // geometry.block_size)
+                    self._change_entries(block, stop, zero, visible=True)
                     continue
                 for at in range(start, end, len(_ZEROS)):
                     self._write_block(block, at, _ZEROS[: end - at])
 
     def trim(self, offset: int, length: int, mode: TrimMode) -> int:
         """Trim the whole blocks of a sector-aligned range inside the disk; return their virtual bytes."""
-        geometry, blocks = self.file.geometry, self.file.blocks
-        if self.file.metadata.kind == "fixed" and mode is not TrimMode.REMOVE_SOFT_ANCHORS:
-            if mode is TrimMode.MAKE_TRANSPARENT:
-                raise RequestError(
-                    "the blocks of a fixed disk stay allocated, and cannot be made transparent"
+        file, changed = self.file, 0
+        with self._turn:
+            for trim in plan_trim(file.blocks, file.geometry, file.metadata.kind, offset, length, mode):
+                self._change_entries(
+                    trim.first, trim.stop, trim.entry, visible=mode is not TrimMode.REMOVE_SOFT_ANCHORS
                 )
-            self._check()
-            return 0
-        first = -(-offset // geometry.block_size)
-        end = offset + length
-        stop = geometry.block_count if end == geometry.size else end >> geometry.block_shift
-        changed = 0
-
-        def changes() -> Iterator[tuple[int, int]]:
-            nonlocal changed
-            block = first
-            while block < stop:
-                entry = blocks.entry(block)
-                new = trimmed(entry, mode)
-                blocks.kind_of_absence(block)  # a reserved state may mean anything
-                if new == entry:
-                    block = blocks.run_end(block, stop)
-                    continue
-                yield block, new
-                changed += geometry.used_length(block)
-                block += 1
-
-        with self.lock:
-            self._check()
-            self._change_entries(changes(), visible=mode is not TrimMode.REMOVE_SOFT_ANCHORS)
+                changed += trim.length
         return changed
 
     def set_user_item(self, item_id: UUID, data: bytes | None, *, of_disk: bool | None) -> None:
         """Set or, with None, delete a user item; raise `KeyError` where there is none to delete."""
-        with self.lock:
-            self._check()
+        with self._turn:
             region, pages = self.file.regions.metadata, self.file.pages
             _, entries = read_table(region, pages.read)
             change = plan_change(entries, region.length, item_id, data, of_disk=of_disk)
@@ -231,8 +207,7 @@ class ImageWriter:
 
     def flush(self) -> None:
         """Make everything written so far survive a power cut."""
-        with self.lock:
-            self._check()
+        with self._turn:
             if self.file.pages.waiting():
                 self._commit()
             elif self._medium.payload_pending:
@@ -270,6 +245,9 @@ class ImageWriter:
                 continue
             start = block << shift
             stop = min(end, start + (1 << shift))
+            if start == offset and stop < end:
+                # Blocks without content can be taken as one.
+                stop = max(stop, min(end, blocks.uniform_end(block, end >> shift) << shift))
             yield block, offset - start, stop - start
             offset = stop
 
@@ -326,20 +304,22 @@ class ImageWriter:
         for at in range(start, end, len(_ZEROS)):
             self._medium.write_payload(_ZEROS[: end - at], at)
 
-    def _change_entries(self, changes: Iterable[tuple[int, int]], *, visible: bool) -> None:
-        """Give blocks other entries, without content; what they leave is free after the commit."""
+    def _change_entries(self, first: int, stop: int, new: int, *, visible: bool) -> None:
+        """Give blocks another entry, without content; what they leave is free after the commit."""
         blocks, size = self.file.blocks, self.file.geometry.block_size
-        for block, new in changes:
-            existing = {blocks.entry_page(block)} | blocks.bitmap_pages(block)
-            self._begin(visible=visible)
-            self._make_room(existing)
+        existing = {blocks.entry_page(first)} | blocks.bitmap_pages(first)
+        self._begin(visible=visible)
+        self._make_room(existing)
+        with self._changing():
+            if stop - first > 1:
+                blocks.set_run(first, stop, new)
+                return
             space = self._space_map()
-            with self._changing():
-                old = blocks.entry(block)
-                blocks.set_entry(block, new)
-                space.anchors += is_anchor(new) - is_anchor(old)
-                if (old & STATE_MASK in _STORED or is_anchor(old)) and not is_anchor(new):
-                    space.free_later(old & OFFSET_MASK, size)
+            old = blocks.entry(first)
+            blocks.set_entry(first, new)
+            space.anchors += is_anchor(new) - is_anchor(old)
+            if (old & STATE_MASK in _STORED or is_anchor(old)) and not is_anchor(new):
+                space.free_later(old & OFFSET_MASK, size)
 
     # -- space --------------------------------------------------------------------------------
 
@@ -392,7 +372,8 @@ class ImageWriter:
             if cleared:
                 self._anchors_from = block
                 break
-        self._change_entries(cleared, visible=False)
+        for cleared_block, state in cleared:
+            self._change_entries(cleared_block, cleared_block + 1, state, visible=False)
         self._commit()
 
     def _size_at_close(self) -> int | None:
@@ -490,9 +471,8 @@ class ImageWriter:
 
     # -- failure ------------------------------------------------------------------------------
 
-    def _check(self) -> None:
-        if self.is_foreign:
-            raise forked()
+    def check(self) -> None:
+        """Raise where no change may be made."""
         if self._is_closed:
             raise ValueError("I/O operation on closed image")
         if self._failure is not None:
@@ -528,6 +508,28 @@ class ImageWriter:
         )
         error.__cause__ = self._failure
         return error
+
+
+class _Turn:
+    """The lock of everything that changes (R7); an error about the file gets its name."""
+
+    def __init__(self, writer: ImageWriter) -> None:
+        self._writer = writer
+
+    def __enter__(self) -> None:
+        if self._writer.is_foreign:  # its lock may be held for ever
+            raise forked()
+        self._writer.lock.acquire()
+        try:
+            self._writer.check()
+        except BaseException:
+            self._writer.lock.release()
+            raise
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        self._writer.lock.release()
+        if isinstance(error, ImageError) and error.name is None:
+            error.name = self._writer.file.raw.name
 
 
 class _Changing:

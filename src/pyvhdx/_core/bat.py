@@ -78,6 +78,28 @@ class BlockAllocationTable:
             self._file.put(self.page_of(index), little_endian(page))
             self._pages[number] = page
 
+    def set_run(self, first: int, stop: int, entry: int) -> None:
+        """Change the entries at index *first* up to *stop*, all in one page, as `set` does."""
+        number = first >> _PAGE_SHIFT
+        start = first & (_ENTRIES - 1)
+        with self._file.lock:
+            page = self._page(number)[:]
+            page[start : start + stop - first] = array("Q", [entry]) * (stop - first)
+            self._file.put(self.page_of(first), little_endian(page))
+            self._pages[number] = page
+
+    def uniform_end(self, block: int, limit: int) -> int:
+        """Return how far from *block* the entries are the same, at most up to *limit*, in one page and chunk."""
+        index = self._geometry.payload_index(block)
+        start = index & (_ENTRIES - 1)
+        ratio = self._geometry.chunk_ratio
+        count = min(limit - block, _ENTRIES - start, ratio - block % ratio)
+        page = self._page(index >> _PAGE_SHIFT)
+        entry = self._entry(index)
+        if page[start : start + count] != array("Q", [entry]) * count:
+            count = next((n for n in range(1, count) if page[start + n] != entry), count)
+        return block + count
+
     def pieces(self, next_data: Callable[[int], tuple[int, int] | None]) -> Iterator[tuple[int, array[int]]]:
         """
         Yield (index of the first, entries) for all that is not zero, in order, past the cache.

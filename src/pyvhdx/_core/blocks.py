@@ -279,6 +279,21 @@ class BlockMap:
         """Return the first block after *block* whose entry is another one, at most *limit*."""
         return self._bat.run_end(block, limit)
 
+    def uniform_end(self, block: int, limit: int) -> int:
+        """
+        Return up to where the entries may be changed as one by `set_run`, at most *limit*.
+
+        That is one block where there is content, space or a bitmap to take care of.
+        """
+        if self._bat.payload(block) > STATE_MASK or (self._differencing and self._has_bitmap(block)):
+            return block + 1
+        return self._bat.uniform_end(block, limit)
+
+    def set_run(self, first: int, stop: int, entry: int) -> None:
+        """Change the entries of blocks *first* up to *stop*, as far as `uniform_end` says."""
+        index = self._geometry.payload_index(first)
+        self._bat.set_run(index, index + stop - first, entry)
+
     def kind_of_absence(self, block: int) -> Kind | None:
         """Return what a block without content reads as; None for one with content."""
         state = self._bat.payload(block) & STATE_MASK

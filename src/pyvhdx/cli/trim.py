@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyvhdx._core.trim import TrimMode, trimmed
+from pyvhdx._core.trim import TrimMode, plan_trim
 from pyvhdx.cli import common
-from pyvhdx.errors import RequestError
+from pyvhdx.errors import ImageError, RequestError
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -76,20 +76,10 @@ def _trim(image: VHDXImage, offset: int, length: int, mode: TrimMode) -> int:
 
 def _would_change(image: VHDXImage, offset: int, length: int, mode: TrimMode) -> int:
     """Return what `VHDXImage.trim` would return, from an image that is open for reading."""
-    geometry, blocks = image._file.geometry, image._file.blocks
-    if image.kind == "fixed" and mode is not TrimMode.REMOVE_SOFT_ANCHORS:
-        if mode is TrimMode.MAKE_TRANSPARENT:
-            raise RequestError("the blocks of a fixed disk stay allocated, and cannot be made transparent")
-        return 0
-    block = -(-offset // geometry.block_size)
-    end = offset + length
-    stop = geometry.block_count if end == geometry.size else end >> geometry.block_shift
-    changed = 0
-    while block < stop:
-        entry = blocks.entry(block)
-        blocks.kind_of_absence(block)  # a reserved state may mean anything
-        after = blocks.run_end(block, stop)
-        if trimmed(entry, mode) != entry:
-            changed += min(after << geometry.block_shift, geometry.size) - (block << geometry.block_shift)
-        block = after
-    return changed
+    file = image._file
+    try:
+        plan = plan_trim(file.blocks, file.geometry, image.kind, offset, length, mode)
+        return sum(trim.length for trim in plan)
+    except ImageError as error:
+        error.name = image.name
+        raise
