@@ -38,7 +38,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]
     storage = make(path)
     yield storage
     if isinstance(storage, FileObject):
-        storage._file.close()
+        storage.file.close()
     storage.close()
 
 

@@ -297,9 +297,9 @@ class BlockMap:
     def kind_of_absence(self, block: int) -> Kind | None:
         """Return what a block without content reads as; None for one with content."""
         state = self._bat.payload(block) & STATE_MASK
-        if state in (_FULLY_PRESENT, _PARTIALLY_PRESENT):
-            return None
-        return self._kind_of_absence(block, state)
+        if state == _PARTIALLY_PRESENT:
+            self._check_may_be_partial(block)
+        return None if state in (_FULLY_PRESENT, _PARTIALLY_PRESENT) else self._kind_of_absence(block, state)
 
     def add_bitmap(self, block: int, place: int) -> None:
         """Enter a new sector bitmap block, all zeros, for the chunk of a block."""

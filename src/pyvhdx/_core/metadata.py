@@ -143,8 +143,9 @@ def read_table(
             _SECTION,
             f"{head.entry_count} entries, and at most 2047 fit",
         )
-    starts = range(_HEAD_SIZE, _HEAD_SIZE + _ENTRY_SIZE * head.entry_count, _ENTRY_SIZE)
-    return head, [MetadataTableEntry.parse(table[at : at + _ENTRY_SIZE]) for at in starts]
+    return head, MetadataTableEntry.parse_table(
+        table[_HEAD_SIZE : _HEAD_SIZE + _ENTRY_SIZE * head.entry_count]
+    )
 
 
 def read_metadata(region: RegionTableEntry, read: ReadAt) -> Metadata:

@@ -83,6 +83,21 @@ class Record:
             raise TooShortError(f"{cls.__name__} needs {cls.packer.size} bytes: {error}") from error
         return cls(**{f.name: parsed[f.name] for f in fields(cls)})  # type: ignore[arg-type]  # a dataclass, see record()
 
+    @classmethod
+    def parse_table(cls, data: Buffer) -> list[Self]:
+        """Return the structures that make up *data*, past construct: it takes 20 us for each."""
+        names = [f.name for f in fields(cls)]  # type: ignore[arg-type]  # a dataclass, see record()
+        is_guid = [f.metadata["subcon"] is Guid for f in fields(cls)]  # type: ignore[arg-type]  # the same
+        return [
+            cls(
+                **{
+                    name: UUID(bytes_le=value) if guid else value
+                    for name, guid, value in zip(names, is_guid, values, strict=True)
+                }
+            )
+            for values in cls.packer.iter_unpack(data)
+        ]
+
     def build(self) -> bytes:
         """Return the structure as it stands on disk."""
         built: bytes = self.layout.build(vars_of(self))
