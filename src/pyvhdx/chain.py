@@ -29,12 +29,14 @@ from pyvhdx.format.constants import IDENTIFIER_SIGNATURE, MAX_CHAIN_DEPTH, PAREN
 from pyvhdx.image import VHDXImage
 from pyvhdx.storage import LocalFile, can_seek, open_file_object, open_local, refuse_no_file
 from pyvhdx.storage.locks import READER, WRITER
+from pyvhdx.storage.wrapper import is_storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from uuid import UUID
 
     from pyvhdx._types import PathLike, Source
+    from pyvhdx.storage import Storage
 
 ParentChoice: TypeAlias = "Literal['auto', False] | PathLike | VHDXImage | Callable[[ParentLocator], Any]"
 
@@ -70,8 +72,8 @@ def open(
     """
     Open a VHDX image, with the parents that it needs, and return it as a file-like object.
 
-    *source* is a path or a seekable binary file object, which is never closed here; also a
-    `pyvhdx.testing.Storage`, which is closed with the image.  *mode* is ``"r"``, or ``"r+"`` for
+    *source* is a path, or a seekable binary file object or a `pyvhdx.testing.Storage`, which are never
+    closed here.  *mode* is ``"r"``, or ``"r+"`` for
     reading and writing; ``"rb"``, ``"r+b"`` and ``"rb+"`` mean the same.  Parents are opened for
     reading only.
 
@@ -110,7 +112,10 @@ def open(
     )
     reopen = None
     if isinstance(source, (str, os.PathLike)) and not write:
-        reopen = (_unpickle, (os.path.abspath(source), parent, options))
+        named = (
+            os.path.abspath(parent) if isinstance(parent, (str, os.PathLike)) and parent != "auto" else parent
+        )
+        reopen = (_unpickle, (os.path.abspath(source), named, options))
     image = _open_file(source, options, reopen)
     try:
         if parent is not False:
@@ -167,12 +172,15 @@ def is_vhdx(source: Source) -> bool:
     refuse_no_file(source, "read", "seek", "tell")
     if not can_seek(source):
         raise RequestError("the file object cannot seek, and its position could not be restored")
-    position = source.tell()
+    given: Any = source
+    if is_storage(given):
+        return bool(given.read_at(8, 0) == IDENTIFIER_SIGNATURE)
+    position = given.tell()
     try:
-        source.seek(0)
-        return bool(source.read(8) == IDENTIFIER_SIGNATURE)
+        given.seek(0)
+        return bool(given.read(8) == IDENTIFIER_SIGNATURE)
     finally:
-        source.seek(position)
+        given.seek(position)
 
 
 def _open_file(
@@ -180,11 +188,9 @@ def _open_file(
 ) -> VHDXImage:
     """Open one file; a path that is not *trusted* must be a regular file and no link."""
     use = None if not options.lock else WRITER if options.write else READER
-    storage: Any
+    storage: Storage
     if isinstance(source, (str, os.PathLike)):
         storage = open_local(source, devices=trusted, follow=trusted, write=options.write, use=use)
-    elif hasattr(source, "read_at"):
-        storage = source
     else:
         storage = open_file_object(source, write=options.write)
         if use is not None and isinstance(storage, LocalFile):
@@ -238,7 +244,7 @@ def _find(
             parent = _open_candidate(source, options)
         except (LockedError, LogPendingError):
             raise
-        except (OSError, ImageError, ValueError) as error:
+        except (OSError, ImageError, ValueError, RecursionError) as error:  # realpath follows links in depth
             tried.append((label, getattr(error, "strerror", None) or str(error)))
             cause = error
             continue

@@ -11,7 +11,8 @@ Storages for tests of programs that write images: one that remembers every event
         image.flush()
     assert storage.events[-1].kind == "flush"
 
-Whatever has the methods of `Storage` will do; see its docstring for what each must promise.
+Whatever has the methods of `Storage` will do; see its docstring for what each must promise.  It is
+never closed by the image, as a file object is not.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyvhdx.storage import MemoryStorage, Storage
+from pyvhdx.storage import MemoryStorage, Storage, Wrapper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,45 +46,7 @@ class Event(NamedTuple):
     data: bytes = b""
 
 
-class _Wrapper:
-    """Passes everything on to another storage."""
-
-    def __init__(self, storage: Storage) -> None:
-        self.name = storage.name
-        self.storage = storage
-
-    def read_at(self, size: int, offset: int) -> bytes:
-        return self.storage.read_at(size, offset)
-
-    def read_into(self, buffer: memoryview, offset: int) -> int:
-        return self.storage.read_into(buffer, offset)
-
-    def write_at(self, data: Buffer, offset: int) -> None:
-        self.storage.write_at(data, offset)
-
-    def flush(self) -> None:
-        self.storage.flush()
-
-    def size(self) -> int:
-        return self.storage.size()
-
-    def truncate(self, size: int) -> None:
-        self.storage.truncate(size)
-
-    def reserve(self, offset: int, length: int) -> None:
-        self.storage.reserve(offset, length)
-
-    def allocated(self) -> int:
-        return self.storage.allocated()
-
-    def next_data(self, offset: int) -> tuple[int, int] | None:
-        return self.storage.next_data(offset)
-
-    def close(self) -> None:
-        self.storage.close()
-
-
-class RecordingStorage(_Wrapper):
+class RecordingStorage(Wrapper):
     """
     Remembers what happened to another storage, in `events`, in order.
 
@@ -121,7 +84,7 @@ class RecordingStorage(_Wrapper):
         return sum(event.kind == kind for event in self.events)
 
 
-class FailingStorage(_Wrapper):
+class FailingStorage(Wrapper):
     """
     Fails in the call number *at* that changes something: write, truncate, reserve or flush, from 0 on.
 

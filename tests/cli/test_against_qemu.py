@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -54,6 +55,7 @@ class TestInfo:
     ) -> None:
         path = tmp_path / "disk.vhdx"
         qemu("convert", "-f", "raw", "-O", "vhdx", "-o", options, raw, path)
+        os.sync()  # what a file takes on its medium may change until then
         theirs = qemu("info", "--output", "json", path)
         said = ours(capsys, "info", "--output", "json", path)
         for key in self.KEYS:

@@ -13,7 +13,16 @@ from pathlib import Path
 import pytest
 
 from pyvhdx.errors import RequestError
-from pyvhdx.storage import FileObject, LocalFile, Overlay, Storage, open_file_object, open_local
+from pyvhdx.storage import (
+    FileObject,
+    LocalFile,
+    MemoryStorage,
+    Overlay,
+    Storage,
+    open_file_object,
+    open_local,
+)
+from pyvhdx.testing import FailingStorage, RecordingStorage
 
 CONTENT = bytes(range(256)) * 64
 
@@ -30,7 +39,18 @@ def _file_object(path: Path) -> Storage:
     return FileObject(path.open("r+b"))
 
 
-@pytest.fixture(params=[_local, _bytes_io, _file_object], ids=["descriptor", "BytesIO", "file object"])
+def _memory(path: Path) -> Storage:
+    return MemoryStorage(path.read_bytes())
+
+
+def _recording(path: Path) -> Storage:
+    return RecordingStorage(FailingStorage(_memory(path), None))
+
+
+@pytest.fixture(
+    params=[_local, _bytes_io, _file_object, _memory, _recording],
+    ids=["descriptor", "BytesIO", "file object", "memory", "wrapped"],
+)
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
     path = tmp_path / "file"
     path.write_bytes(CONTENT)
@@ -55,6 +75,16 @@ class TestEveryStorage:
         buffer = bytearray(20)
         assert storage.read_into(memoryview(buffer), len(CONTENT) - 4) == 4
         assert buffer == CONTENT[-4:] + bytes(16)
+
+    def test_reserves_space_and_keeps_what_stands_there(self, storage: Storage) -> None:
+        storage.reserve(100, 5000)
+        assert storage.size() == len(CONTENT)
+        assert storage.read_at(len(CONTENT), 0) == CONTENT
+
+    def test_cuts_and_extends_with_zeros(self, storage: Storage) -> None:
+        storage.truncate(5000)
+        storage.truncate(9000)
+        assert storage.read_at(9000, 0) == CONTENT[:5000] + bytes(4000)
 
     def test_writes_and_fills_gaps_with_zeros(self, storage: Storage) -> None:
         storage.write_at(b"abc", 1)

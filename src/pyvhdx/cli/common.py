@@ -36,8 +36,11 @@ def size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     if match is None or ("." in match[1] and match[2].upper() in ("", "B")):
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write bytes, 0x1000, or 512K, 1.5G, 64T")
-    number = float(match[1]) if "." in match[1] else int(match[1])
-    return int(number * _UNITS[match[2].upper()])
+    unit = _UNITS[match[2].upper()]
+    try:
+        return int(float(match[1]) * unit) if "." in match[1] else int(match[1]) * unit
+    except (OverflowError, ValueError):  # infinite, or more digits than Python takes
+        raise argparse.ArgumentTypeError(f"{text[:20]}... is no size of anything") from None
 
 
 def human(count: int) -> str:

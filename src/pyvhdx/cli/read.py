@@ -46,6 +46,10 @@ def run(parsed: Namespace) -> None:
                 f"bytes {offset:#x} to {offset + max(length, 0):#x} are not all on the disk of {image.size:#x} bytes"
             )
         if parsed.output == "json":
+            if length > 1 << 30:
+                raise RequestError(
+                    f"{length} bytes are too many for JSON, which is made in memory; 1 GiB is the most"
+                )
             data = base64.b64encode(image.pread(length, offset)).decode()
             common.print_json({"offset": offset, "length": length, "data": data})
             return

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ntpath
 import os
 import posixpath
+import stat
 import uuid
 import warnings
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from pyvhdx._core.layout import Disk
+from pyvhdx._core.opening import open_file
 from pyvhdx._core.parent_paths import paths_to
 from pyvhdx._version import __version__
 from pyvhdx.chain import is_at_its_path, refuse_writable_parent
@@ -32,6 +34,8 @@ DEFAULT_CREATOR = f"pyvhdx {__version__}"
 DEFAULT_BLOCK_SIZE = 2 << 20
 
 _FLAVOUR = ntpath if os.name == "nt" else posixpath
+# As much as Microsoft's own implementation takes of a category.
+_MAX_ITEMS_SIZE = 40 << 20
 # What a new child sets itself, and does not take over from its parent.
 _OWN_ITEMS = {
     c.FILE_PARAMETERS,
@@ -145,11 +149,11 @@ def create(
     if isinstance(target, (str, os.PathLike)):
         with new_file(target, overwrite=exist_ok, lock=lock, sync=sync) as file:
             Builder(file, disk).finish(flush=False)
+            open_file(file)  # what could not be opened must not get its name
     else:
-        is_storage = hasattr(target, "read_at")
-        storage: Any = target if is_storage else open_file_object(target, write=True)
+        storage = open_file_object(target, write=True)
         try:
-            if not is_storage and not can_read(target):
+            if not can_read(target):
                 raise RequestError(
                     'the new image is given back open, and this file object cannot be read; open it "w+b"'
                 )
@@ -160,8 +164,7 @@ def create(
             if sync:
                 storage.flush()
         finally:
-            if not is_storage:
-                storage.close()
+            storage.close()
     return open_image(target, "r+", parent="auto" if parent is None else parent, lock=lock, sync=sync)
 
 
@@ -193,7 +196,7 @@ def new_disk(
         "locator": locator,
         "items": items or [],
     }
-    fresh = _guids(seed, repr(sorted(given.items())))
+    fresh = _guids(seed, "" if seed is None else repr(sorted(given.items())))
     return Disk(
         **given,
         file_write_guid=fresh("file"),
@@ -225,6 +228,8 @@ def _locator(target: Source, parent: VHDXImage) -> dict[str, str]:
     """Return the keys of the locator in Windows' order; the linkage is the parent's DataWriteGuid now."""
     if not is_at_its_path(parent):
         raise RequestError(f"the parent {parent.name} has no path that a child could name")
+    if not stat.S_ISREG(os.stat(parent.name).st_mode):
+        raise RequestError(f"the parent {parent.name} is a device, and a child opens only files")
     name = os.path.realpath(parent.name)
     if isinstance(target, (str, os.PathLike)):
         folder = os.path.dirname(os.path.realpath(target))
@@ -261,9 +266,16 @@ def _items_of_the_disk(parent: VHDXImage) -> list[tuple[UUID, int, bytes]]:
     """Return the items that belong to the virtual disk and so go along to a child (2.6.1.2)."""
     metadata = parent._file.metadata
     items = []
+    total = 0
     for mapping in (metadata.system, metadata.user):
-        for item_id, data in mapping.items():
-            flags = mapping.entry(item_id).flags & ITEM_FLAGS
+        for item_id in mapping:
+            entry = mapping.entry(item_id)
+            flags = entry.flags & ITEM_FLAGS
             if flags & IS_VIRTUAL_DISK and (flags & IS_USER or item_id not in _OWN_ITEMS):
-                items.append((item_id, flags, data))
+                total += entry.length
+                if total > _MAX_ITEMS_SIZE:
+                    raise RequestError(
+                        f"the parent {parent.name} has over 40 MiB of items that belong to the disk; no child takes them"
+                    )
+                items.append((item_id, flags, mapping[item_id]))
     return items

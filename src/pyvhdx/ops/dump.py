@@ -103,6 +103,10 @@ def dump_regions(storage: Storage) -> list[dict[str, Any]]:
     return tables
 
 
+# Items are small; a thousand large ones would be a file's way to fill the reader's memory.
+_LARGEST_SHOWN = 64 << 10
+
+
 def dump_metadata(storage: Storage) -> list[dict[str, Any]]:
     """Return the entries of the metadata table, and what the known items say."""
     shown = _replayed(storage)
@@ -116,7 +120,7 @@ def dump_metadata(storage: Storage) -> list[dict[str, Any]]:
             **_plain(entry),
             "file_offset": region.file_offset + entry.offset,
         }
-        if entry.length <= c.MAX_ITEM_SIZE:
+        if entry.length <= _LARGEST_SHOWN:
             data = Items({entry.item_id: entry}, region, shown.read_at)[entry.item_id]
             kind = None if entry.is_user else _ITEM_RECORDS.get(entry.item_id)
             if kind is not None and len(data) >= kind.packer.size:

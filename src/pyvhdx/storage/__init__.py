@@ -20,6 +20,7 @@ from pyvhdx.storage.memory import MemoryStorage
 from pyvhdx.storage.overlay import Overlay
 from pyvhdx.storage.protocol import Storage
 from pyvhdx.storage.target import new_file, refuse_files_in_use
+from pyvhdx.storage.wrapper import Wrapper
 
 __all__ = [
     "Durable",
@@ -28,6 +29,7 @@ __all__ = [
     "MemoryStorage",
     "Overlay",
     "Storage",
+    "Wrapper",
     "can_read",
     "can_seek",
     "is_appending",

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pyvhdx.errors import RequestError
 from pyvhdx.storage.local import LocalFile
+from pyvhdx.storage.wrapper import Lent, is_storage
 
 if TYPE_CHECKING:
     from pyvhdx._types import Buffer
@@ -24,7 +25,7 @@ _BUFFERED = (io.BufferedReader, io.BufferedRandom)
 
 def open_file_object(file: Any, *, write: bool = False, append: bool = False) -> Storage:
     """
-    Return a storage over *file*; raise `io.UnsupportedOperation` where *write* asks for too much.
+    Return a storage over *file*, which may be one itself; raise `io.UnsupportedOperation` where *write* asks for too much.
 
     To be written, it must not have been opened for appending, unless *append* says that it will be
     written in order.
@@ -33,6 +34,8 @@ def open_file_object(file: Any, *, write: bool = False, append: bool = False) ->
     is used by descriptor (a duplicate, so that the caller may close its own).  Every other object
     is read by seek and read: gzip and lzma objects answer `fileno` with the compressed file's.
     """
+    if is_storage(file):
+        return Lent(file)
     refuse_no_file(file, "read", "seek", "tell")
     if not can_seek(file):
         raise RequestError("the file object cannot seek, and an image is read at many places")
@@ -68,12 +71,16 @@ def _own_descriptor(fd: int, *, write: bool) -> int:
 
 def refuse_no_file(file: Any, *methods: str) -> None:
     """Raise `RequestError` for what is no binary file object with these methods."""
+    if is_storage(file):
+        return
     if _is_text(file) or not all(hasattr(file, name) for name in methods):
         raise RequestError(f"a path or a binary file object is needed, not {type(file).__name__}")
 
 
 def can_seek(file: Any) -> bool:
     """Return whether a file object can go back; not all that can have a `seekable`."""
+    if is_storage(file):
+        return True
     try:
         return bool(file.seekable())
     except AttributeError:
@@ -82,6 +89,8 @@ def can_seek(file: Any) -> bool:
 
 def can_read(file: Any) -> bool:
     """Return whether a file object gives bytes; not all that do have a `readable`."""
+    if is_storage(file):
+        return True
     try:
         return bool(file.readable())
     except AttributeError:

@@ -284,7 +284,7 @@ def open_local(
     descriptor.  Raises `OSError` for anything else, and for a symbolic link unless *follow*; with
     *use*, `locks.READER` or `locks.WRITER`, `LockedError` where another open file excludes it.
     """
-    name = os.fspath(path)
+    name = os.fsdecode(path)
     if sys.platform == "win32":
         if os.path.isdir(name):  # Windows says "permission denied"
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)

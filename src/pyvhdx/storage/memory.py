@@ -15,13 +15,14 @@ class MemoryStorage:
     """
     A `Storage` in memory that takes no more room than what was written to it.
 
-    It may be closed and opened again: `close` forgets nothing.  One thread writes at a time.
+    One thread writes at a time.
     """
 
     def __init__(self, data: Buffer = b"", name: str = "<memory>") -> None:
         self.name = name
         self._pages: dict[int, bytearray] = {}
         self._size = 0
+        self._closed = False
         self.write_at(data, 0)
 
     def read_at(self, size: int, offset: int) -> bytes:
@@ -30,6 +31,7 @@ class MemoryStorage:
         return bytes(buffer)
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
+        self._check()
         size = max(0, min(len(buffer), self._size - offset))
         done = 0
         while done < size:
@@ -41,6 +43,7 @@ class MemoryStorage:
         return size
 
     def write_at(self, data: Buffer, offset: int) -> None:
+        self._check()
         view = memoryview(data).cast("B")
         done = 0
         while done < len(view):
@@ -54,12 +57,14 @@ class MemoryStorage:
         self._size = max(self._size, offset + len(view))
 
     def flush(self) -> None:
-        pass
+        self._check()
 
     def size(self) -> int:
+        self._check()
         return self._size
 
     def truncate(self, size: int) -> None:
+        self._check()
         if size < self._size:
             number, within = divmod(size, _PAGE)
             for beyond in [n for n in self._pages if n > number]:
@@ -88,4 +93,8 @@ class MemoryStorage:
         return (start, min(end * _PAGE, self._size)) if start < self._size else None
 
     def close(self) -> None:
-        pass
+        self._closed = True
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ValueError("I/O operation on closed image")
