@@ -22,6 +22,8 @@ LAYERS = [
     "_core",
     "info",
     "writing",
+    "reading",
+    "user_metadata",
     "image",
     "chain",
     "ops",

@@ -21,10 +21,11 @@ from pyvhdx.errors import (
     UnsupportedImageError,
     VHDXError,
 )
-from pyvhdx.image import UserMetadata, VHDXImage
+from pyvhdx.image import VHDXImage
 from pyvhdx.info import Extent, ImageInfo
 from pyvhdx.ops.convert import ConvertReport, convert
 from pyvhdx.ops.create import create
+from pyvhdx.user_metadata import UserMetadata
 
 __all__ = [
     "ConvertReport",

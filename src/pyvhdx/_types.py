@@ -18,3 +18,9 @@ if TYPE_CHECKING:
     Source: TypeAlias = PathLike | IO[bytes] | Any
     Progress: TypeAlias = Callable[[int, int], object]
     """A function (bytes done, bytes in all) that may raise to cancel."""
+
+
+def bytes_of(buffer: Buffer) -> memoryview:
+    """Return a contiguous buffer of any shape as bytes."""
+    view = memoryview(buffer)
+    return view.cast("B") if view.nbytes else memoryview(bytearray())

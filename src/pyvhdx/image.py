@@ -1,8 +1,8 @@
 """
 An open VHDX image: a file-like object over one file and its parents.
 
-Reading is done here; what changes the file is carried out by the `ImageWriter` of an image that was
-opened for writing.
+What it reads is found by `reading`, and what changes the file is carried out by the `ImageWriter` of
+an image that was opened for writing.
 """
 
 from __future__ import annotations
@@ -12,30 +12,28 @@ import operator
 import os
 import threading
 import warnings
-from collections.abc import MutableMapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
-from pyvhdx._core.blocks import Kind, Segment
 from pyvhdx._core.opening import open_file
 from pyvhdx._core.trim import TrimMode
-from pyvhdx.errors import CorruptImageError, Finding, ImageError, ParentNotFoundError, RequestError
-from pyvhdx.format.metadata import IS_VIRTUAL_DISK
+from pyvhdx._types import bytes_of
+from pyvhdx.errors import Finding, ImageError, RequestError
 from pyvhdx.info import Extent, ImageInfo
+from pyvhdx.reading import extents, read_into
+from pyvhdx.user_metadata import UserMetadata
 from pyvhdx.writing import ImageWriter, forked, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from uuid import UUID
 
     from typing_extensions import Self
 
-    from pyvhdx._core.metadata import Items
     from pyvhdx._core.opening import OpenFile
     from pyvhdx._types import Buffer
     from pyvhdx.format.header import Header
     from pyvhdx.storage import Storage
-
-_ZEROS = memoryview(bytes(1 << 20))
 
 
 class VHDXImage(io.RawIOBase):
@@ -100,7 +98,7 @@ class VHDXImage(io.RawIOBase):
         """Go on for reading and writing; a pending log is replayed into the file."""
         try:
             self._use(prepare(self._file, sync=sync))
-            self._writer = ImageWriter(self._file, sync=sync, read=self._read)
+            self._writer = ImageWriter(self._file, sync=sync, read=partial(read_into, self))
         except ImageError as error:
             error.name = self.name
             raise
@@ -253,7 +251,7 @@ class VHDXImage(io.RawIOBase):
                     return data
         size = self._clip(offset, size)
         buffer = bytearray(size)
-        self._read(memoryview(buffer), offset)
+        read_into(self, memoryview(buffer), offset)
         return bytes(buffer)
 
     def preadinto(self, buffer: Buffer, offset: int) -> int:
@@ -262,7 +260,7 @@ class VHDXImage(io.RawIOBase):
 
         Raises `RequestError` for a negative offset.
         """
-        view = _bytes_of(buffer)
+        view = bytes_of(buffer)
         size = len(view)
         storage, blocks = self._storage, self._blocks
         version = blocks.version
@@ -277,7 +275,7 @@ class VHDXImage(io.RawIOBase):
             ):
                 return size
         size = self._clip(offset, size)
-        self._read(view[:size], offset)
+        read_into(self, view[:size], offset)
         return size
 
     def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
@@ -288,101 +286,13 @@ class VHDXImage(io.RawIOBase):
         """
         if length is None:
             length = max(0, self._size - offset)
-        return self._extents(offset, self._clip(offset, length))
-
-    def _extents(self, offset: int, length: int) -> Iterator[Extent]:
-        joined: Extent | None = None
-        for _, depth, kind, at, run, file_offset in self._walk(offset, length):
-            place = file_offset if kind is Kind.DATA else None
-            if (
-                joined is not None
-                and (joined.kind, joined.depth) == (kind.value, depth)
-                and (joined.file_offset is None or joined.file_offset + joined.length == place)
-            ):
-                joined = joined._replace(length=joined.length + run)
-                continue
-            if joined is not None:
-                yield joined
-            joined = Extent(at, run, kind.value, depth, place)
-        if joined is not None:
-            yield joined
+        return extents(self, offset, self._clip(offset, length))
 
     def _clip(self, offset: int, size: int) -> int:
         self._check_open()
         if offset < 0 or size < 0:
             raise RequestError(f"offset {offset} and size {size} must not be negative")
         return max(0, min(size, self._size - offset))
-
-    def _read(self, view: memoryview, start: int) -> None:
-        at, end = start, start + len(view)
-        while at < end:
-            version = self._blocks.version
-            for image, _, kind, offset, length, file_offset in self._walk(at, end - at):
-                piece = view[offset - start : offset - start + length]
-                done = image._storage.read_into(piece, file_offset) if kind is Kind.DATA else length
-                if version != self._blocks.version:
-                    break  # the place may be another block's by now: look again, from here on
-                if done != length:
-                    raise image._cut(file_offset + done)
-                if kind is not Kind.DATA:
-                    _fill_with_zeros(piece)
-                at = offset + length
-
-    def _walk(self, offset: int, length: int) -> Iterator[tuple[VHDXImage, int, Kind, int, int, int]]:
-        """
-        Yield (image, depth, kind, offset, length, file offset) for a range inside the disk.
-
-        What an image leaves to its parent is asked of the parent, and so on, with a stack instead
-        of recursion: a chain may be deeper than Python's stack has room for.  What lies behind the
-        end of a parent reads as zeros, whatever is further down.
-        """
-        images = self.chain
-        stack = [(0, self._plan(offset, length), not self._file.metadata.has_parent)]
-        while stack:
-            depth, plan, is_last = stack[-1]
-            image = images[depth]
-            segment = next(plan, None)
-            if segment is None:
-                stack.pop()
-                continue
-            kind, at, run, file_offset = segment
-            if kind is not Kind.ABSENT:
-                yield image, depth, kind, at, run, file_offset
-                continue
-            if is_last:
-                yield image, len(images) - 1, kind, at, run, 0
-                continue
-            parent = image._parent
-            if parent is None:
-                raise ParentNotFoundError(
-                    f"{image.name}: bytes {at:#x} to {at + run:#x} are in the parent, and this image was opened "
-                    "without it (parent=False, --no-parent)"
-                )
-            inside = max(0, min(run, parent._size - at))
-            if inside < run:
-                behind = Segment(Kind.ABSENT, at + inside, run - inside, 0)
-                stack.append((depth + 1, iter([behind]), True))
-            if inside:
-                stack.append((depth + 1, parent._plan(at, inside), not parent._file.metadata.has_parent))
-
-    def _plan(self, offset: int, length: int) -> Iterator[Segment]:
-        self._check_open()
-        try:
-            yield from self._file.blocks.plan_read(offset, length)
-        except ImageError as error:
-            error.name = self.name
-            raise
-
-    def _cut(self, file_offset: int) -> CorruptImageError:
-        error = CorruptImageError(
-            "the file ended here, and was longer when it was opened",
-            "FILE-CUT",
-            "payload",
-            file_offset,
-            "2.5.1.1",
-        )
-        error.name = self.name
-        return error
 
     # -- writing by position ------------------------------------------------------------------
 
@@ -395,7 +305,7 @@ class VHDXImage(io.RawIOBase):
         what would reach past the disk's end raises `RequestError` before any byte is written.  An
         `OSError`, such as a full disk, leaves old or new bytes in the range, and the image usable.
         """
-        view = _bytes_of(data)
+        view = bytes_of(data)
         writer = self._writing(offset, len(view))
         writer.pwrite(view, offset)
         return len(view)
@@ -489,7 +399,7 @@ class VHDXImage(io.RawIOBase):
 
     def readinto(self, buffer: Buffer, /) -> int:
         """Fill *buffer* with the next bytes and return how many there were."""
-        view = _bytes_of(buffer)
+        view = bytes_of(buffer)
         start, size = self._advance(len(view))
         try:
             return self.preadinto(view[:size], start)
@@ -513,7 +423,7 @@ class VHDXImage(io.RawIOBase):
 
     def write(self, data: Buffer, /) -> int:
         """Write *data* at the position, all of it; see `pwrite`."""
-        view = _bytes_of(data)
+        view = bytes_of(data)
         with self._position_lock:
             done = self.pwrite(view, self._position)
             self._position += done
@@ -590,63 +500,3 @@ class VHDXImage(io.RawIOBase):
             raise TypeError("only an open image that was opened by path can be pickled")
         opener, arguments = self._reopen
         return opener, (*arguments, self._position)
-
-
-class UserMetadata(MutableMapping[UUID, bytes]):
-    """
-    The user items of an image (MS-VHDX 2.6): item ids, as `uuid.UUID`, to bytes.
-
-    Changes go through the log and count when the image is flushed.  An item has at most 1 MiB, and
-    must find room in the metadata region.  Raises `RequestError` where that cannot be, and
-    `io.UnsupportedOperation` on an image opened for reading.
-    """
-
-    def __init__(self, image: VHDXImage) -> None:
-        self._image = image
-
-    def __getitem__(self, item_id: UUID) -> bytes:
-        return self._items[item_id]
-
-    def __iter__(self) -> Iterator[UUID]:
-        return iter(self._items)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __setitem__(self, item_id: UUID, data: Buffer) -> None:
-        self.set(item_id, data)
-
-    def __delitem__(self, item_id: UUID) -> None:
-        self._image._set_user_item(item_id, None, of_disk=None)
-
-    def set(self, item_id: UUID, data: Buffer, *, of_disk: bool | None = None) -> None:
-        """
-        Set an item.  *of_disk* tells whether it belongs to the virtual disk, and so is copied to
-        children, or to this file; None keeps that, and a new item belongs to the file.
-        """
-        if not isinstance(item_id, UUID):
-            raise RequestError(f"an item is named by a UUID, not {item_id!r}")
-        self._image._set_user_item(item_id, bytes(_bytes_of(data)), of_disk=of_disk)
-
-    def is_of_disk(self, item_id: UUID) -> bool:
-        """Return whether an item belongs to the virtual disk."""
-        return bool(self._items.entry(item_id).flags & IS_VIRTUAL_DISK)
-
-    @property
-    def _items(self) -> Items:
-        return self._image._file.metadata.user
-
-    def __repr__(self) -> str:
-        return f"<UserMetadata {list(self)!r}>"
-
-
-def _fill_with_zeros(view: memoryview) -> None:
-    while view:
-        view[: len(_ZEROS)] = _ZEROS[: len(view)]
-        view = view[len(_ZEROS) :]
-
-
-def _bytes_of(buffer: Buffer) -> memoryview:
-    """Return a contiguous buffer of any shape as bytes."""
-    view = memoryview(buffer)
-    return view.cast("B") if view.nbytes else memoryview(bytearray())

@@ -18,7 +18,8 @@ from pyvhdx.storage import new_file, refuse_files_in_use
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-    from pyvhdx.image import UserMetadata, VHDXImage
+    from pyvhdx.image import VHDXImage
+    from pyvhdx.user_metadata import UserMetadata
 
 
 def add_to(commands: Any) -> None:
