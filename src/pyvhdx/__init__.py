@@ -1,4 +1,4 @@
-"""Read and make Microsoft VHDX virtual disks in pure Python."""
+"""Read, write and make Microsoft VHDX virtual disks in pure Python."""
 
 from pyvhdx._core.locator import ParentLocator
 from pyvhdx._core.trim import TrimMode

@@ -314,6 +314,11 @@ class TestOddFiles:
         for place in (BAT_AT, LOG_AT):
             self.refused(self.blocks(bat={3: place | FULL}), path, "BAT-OVERLAP")
 
+    def test_a_region_outside_the_file(self, path: Path) -> None:
+        """It is read past, as its bytes are not there; its place could be anywhere, and none is taken."""
+        for at in (500 * MIB, 1 << 62):
+            self.refused(self.blocks(regions=((guid(50), at, MIB, 0),)), path, "REGION-RANGE")
+
     def test_a_block_outside_the_file(self, path: Path) -> None:
         self.refused(self.blocks(bat={3: 500 * MIB | FULL}), path, "BAT-RANGE")
 

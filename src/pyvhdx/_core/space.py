@@ -30,6 +30,7 @@ from pyvhdx.format.constants import (
     STATE_MASK,
     BitmapState,
     PayloadState,
+    round_up,
 )
 
 if TYPE_CHECKING:
@@ -165,6 +166,14 @@ class _Mapper:
         self._differencing = differencing
 
     def enter_span(self, span: Span) -> None:
+        if span.end > round_up(self._file_size, ALIGNMENT):
+            raise corrupt(
+                "REGION-RANGE",
+                span.owner,
+                span.start,
+                "2.2.3",
+                f"the {span.owner} ends at {span.end:#x}, and the file at {self._file_size:#x}; nothing is written",
+            )
         if not self.space.is_free(span.start, span.end - span.start):
             raise corrupt(
                 "REGION-OVERLAP",

@@ -48,7 +48,7 @@ _STATUS: tuple[tuple[type[BaseException], int], ...] = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     _replace_closed_streams()
-    parser = argparse.ArgumentParser(prog="pyvhdx", description="Read and make VHDX virtual disks.")
+    parser = argparse.ArgumentParser(prog="pyvhdx", description="Read, write and make VHDX virtual disks.")
     parser.add_argument("--version", action="version", version=f"pyvhdx {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in _COMMANDS:
