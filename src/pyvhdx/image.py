@@ -21,8 +21,9 @@ from pyvhdx._types import bytes_of
 from pyvhdx.errors import Finding, ImageError, RequestError
 from pyvhdx.info import Extent, ImageInfo
 from pyvhdx.reading import extents, read_into
+from pyvhdx.session import forked, prepare
 from pyvhdx.user_metadata import UserMetadata
-from pyvhdx.writing import ImageWriter, forked, prepare
+from pyvhdx.writing import ImageWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -149,7 +150,7 @@ class VHDXImage(io.RawIOBase):
 
     @property
     def _header(self) -> Header:
-        return self._file.header if self._writer is None else self._writer.header
+        return self._file.header if self._writer is None else self._writer.session.header
 
     @property
     def creator(self) -> str:
@@ -340,7 +341,7 @@ class VHDXImage(io.RawIOBase):
     def _set_user_item(self, item_id: UUID, data: bytes | None, *, of_disk: bool | None) -> None:
         writer = self._writing(0, 0)
         writer.set_user_item(item_id, data, of_disk=of_disk)
-        self._file = writer.file
+        self._file = writer.session.file
 
     def _writing(self, offset: int, size: int) -> ImageWriter:
         self._check_open()
@@ -437,7 +438,7 @@ class VHDXImage(io.RawIOBase):
         """
         self._check_open()
         if self._writer is not None:
-            self._writer.flush()
+            self._writer.session.flush()
 
     def truncate(self, size: int | None = None, /) -> int:  # noqa: ARG002 - not yet
         self._check_open()
@@ -454,7 +455,7 @@ class VHDXImage(io.RawIOBase):
             return
         try:
             if self._writer is not None:
-                self._writer.close()
+                self._writer.session.close()
         finally:
             for image in self._to_close():
                 image._release()
@@ -468,7 +469,7 @@ class VHDXImage(io.RawIOBase):
     def _release(self) -> None:
         if self._writer is not None:
             # Nothing is committed from here on, whatever the base class does.
-            self._file = self._writer.file._replace(header=self._writer.header)
+            self._file = self._writer.session.file._replace(header=self._writer.session.header)
             self._writer = None
         super().close()
         self._file.raw.close()
@@ -478,7 +479,7 @@ class VHDXImage(io.RawIOBase):
     def _check_open(self) -> None:
         if self.closed:
             raise ValueError("I/O operation on closed image")
-        if self._writer is not None and self._writer.is_foreign:
+        if self._writer is not None and self._writer.session.is_foreign:
             raise forked()
 
     def __enter__(self) -> Self:

@@ -416,7 +416,7 @@ class TestEveryChange:
             ["meta", "delete", item, OTHER],
         ):
             with monkeypatch.context() as patch:
-                patch.setattr("pyvhdx.writing.LogWriter.commit", stop)
+                patch.setattr("pyvhdx._core.log_writer.LogWriter.commit", stop)
                 status, said, err = call(capsys, *command)
             told = "interrupted" if isinstance(cause, KeyboardInterrupt) else "error: the medium is gone"
             assert (status, said, err) == (130 if "int" in told else 1, "", f"pyvhdx: {told}\n")

@@ -419,7 +419,7 @@ storage.truncate(region.end + (64 << 40))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with pyvhdx.open(storage, "r+") as image:
     image.pwrite(b"x", 0)
-    assert image._writer._space.end == storage.size()
+    assert image._writer.session.space.end == storage.size()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     if os.environ.get("PYVHDX_TEST_PROFILE") != "long":

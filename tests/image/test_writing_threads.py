@@ -140,7 +140,7 @@ def test_eight_readers_and_four_writers(kind: str, tmp_path: Path) -> None:
 def test_a_write_that_waits_while_the_image_is_closed_is_refused(tmp_path: Path) -> None:
     image = pyvhdx.create(tmp_path / "disk.vhdx", 8 * MIB, block_size=MIB)
     errors: list[BaseException] = []
-    lock = image._writer.lock  # type: ignore[union-attr]  # it is open for writing
+    lock = image._writer.session.lock  # type: ignore[union-attr]  # it is open for writing
 
     def write() -> None:
         try:

@@ -36,11 +36,13 @@ class Durable:
         """Write a header, a log entry, or a page that an entry holds."""
         self._storage.write_at(data, offset)
 
-    def grow(self, size: int) -> None:
-        """Make the file longer; the new bytes read as zeros."""
+    def grow(self, size: int) -> int:
+        """Make the file longer, never shorter, and return its length; the new bytes read as zeros."""
         self.payload_pending = True
+        size = max(size, self._storage.size())  # a growth that was interrupted may have happened
         self._storage.truncate(size)
         self.size = size
+        return size
 
     def cut(self, size: int) -> None:
         """Make the file shorter."""
