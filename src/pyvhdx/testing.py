@@ -1,5 +1,6 @@
 """
-Storages for tests of programs that write images: one that remembers every event, one that fails.
+Storages for tests of programs that write images: one that remembers every event, one that fails, and
+what a power cut can leave of a file.
 
 `pyvhdx.open` and `pyvhdx.create` take a `Storage` where they take a path::
 
@@ -10,6 +11,13 @@ Storages for tests of programs that write images: one that remembers every event
         image.pwrite(b"x" * 512, 0)
         image.flush()
     assert storage.events[-1].kind == "flush"
+
+A recording tells what a power cut at any moment could have left::
+
+    cuts = PowerCut(before, storage.events)
+    for cut in range(len(storage.events) + 1):
+        with pyvhdx.open(cuts.after(cut, random.Random(cut))) as image:
+            ...  # what was flushed is there
 
 Whatever has the methods of `Storage` will do; see its docstring for what each must promise.  It is
 never closed by the image, as a file object is not.
@@ -25,11 +33,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from pyvhdx.storage import MemoryStorage, Storage, Wrapper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
+    from random import Random
 
     from pyvhdx._types import Buffer
 
-__all__ = ["Event", "FailingStorage", "MemoryStorage", "RecordingStorage", "Storage"]
+__all__ = ["Event", "FailingStorage", "MemoryStorage", "PowerCut", "RecordingStorage", "Storage"]
+
+SECTOR = 512
+"""What a disk writes whole or not at all, in bytes; nothing larger is."""
 
 
 class Event(NamedTuple):
@@ -89,7 +101,8 @@ class FailingStorage(Wrapper):
     Fails in the call number *at* that changes something: write, truncate, reserve or flush, from 0 on.
 
     The call raises *error*, and nothing happens; ``at=None`` never fails.  `calls` counts them.  With
-    *for_good* every later call fails too, as a dead disk does.
+    *for_good* every later call fails too, as a dead disk does.  With *short* a write that fails has
+    written its first half.
     """
 
     def __init__(
@@ -99,12 +112,14 @@ class FailingStorage(Wrapper):
         error: Callable[[], BaseException] = lambda: OSError(errno.EIO, os.strerror(errno.EIO)),
         *,
         for_good: bool = False,
+        short: bool = False,
     ) -> None:
         super().__init__(storage)
         self.at = at
         self.calls = 0
         self._error = error
         self._for_good = for_good
+        self._short = short
 
     def _next(self) -> None:
         number, self.calls = self.calls, self.calls + 1
@@ -112,7 +127,13 @@ class FailingStorage(Wrapper):
             raise self._error()
 
     def write_at(self, data: Buffer, offset: int) -> None:
-        self._next()
+        try:
+            self._next()
+        except BaseException:
+            if self._short:
+                view = memoryview(data).cast("B")
+                super().write_at(view[: len(view) // 2], offset)
+            raise
         super().write_at(data, offset)
 
     def truncate(self, size: int) -> None:
@@ -126,3 +147,86 @@ class FailingStorage(Wrapper):
     def flush(self) -> None:
         self._next()
         super().flush()
+
+
+class PowerCut:
+    """
+    What a power cut can leave of a file.
+
+    *before* is its content at the start, *events* what a `RecordingStorage` saw of it.  The medium is
+    one that keeps what a flush covered, writes 512 bytes whole or not at all, and orders nothing
+    between two flushes: each such unit of what was written since the last one is there or not, in
+    any of the versions that it had, and so is each change of the file's length.
+
+    The answers take memory in proportion to what was written.  Ask for cuts in ascending order:
+    going back begins anew.
+    """
+
+    def __init__(self, before: MemoryStorage, events: Sequence[Event]) -> None:
+        self._before = before.copy()
+        self._events = events
+        self._begin()
+
+    def _begin(self) -> None:
+        self._durable = self._before.copy()
+        self._covered = 0  # so many events are behind the last flush
+
+    def pending(self, cut: int) -> Sequence[Event]:
+        """Return the events since the last flush, where the power is cut behind *cut* events."""
+        if cut < self._covered:
+            self._begin()
+        for number in range(self._covered, cut):
+            if self._events[number].kind == "flush":
+                for event in self._events[self._covered : number]:
+                    _apply(event, self._durable)
+                self._covered = number + 1
+        return self._events[self._covered : cut]
+
+    def after(self, cut: int, draw: Random) -> MemoryStorage:
+        """Return one of the contents that a cut behind *cut* events can leave; *draw* chooses."""
+        pending = [event for event in self.pending(cut) if event.kind != "reserve"]
+        left = self._durable.copy()
+        way = draw.choice(("none", "all", "prefix", "one", "all but one", "some", "torn", "torn"))
+        chosen = draw.randrange(len(pending)) if pending else 0
+        for number, event in enumerate(pending):
+            if way == "all" or (way == "all but one" and number != chosen):
+                _apply(event, left)
+            elif way == "prefix" and number <= chosen:
+                _apply_torn(event, left, draw) if number == chosen else _apply(event, left)
+            elif way == "one" and number == chosen:
+                _apply_torn(event, left, draw)
+            elif way == "some" and draw.random() < 0.5:
+                _apply(event, left)
+            elif way == "torn":
+                _apply_torn(event, left, draw)
+        longer = left.size() - self._durable.size()
+        if longer > 0 and draw.random() < 0.3:  # the new length did not reach the medium, or not all of it
+            left.truncate(self._durable.size() + draw.choice((0, draw.randrange(longer + 1))))
+        return left
+
+
+def _apply(event: Event, storage: MemoryStorage) -> None:
+    if event.kind == "write":
+        storage.write_at(event.data, event.offset)
+    elif event.kind == "truncate":
+        storage.truncate(event.length)
+
+
+def _apply_torn(event: Event, storage: MemoryStorage, draw: Random) -> None:
+    """Apply some of the units of a write, or a change of length or not."""
+    if event.kind == "truncate":
+        if draw.random() < 0.5:
+            storage.truncate(event.length)
+        return
+    for start, stop in _some_units(event.offset, event.offset + event.length, draw):
+        storage.write_at(event.data[start - event.offset : stop - event.offset], start)
+
+
+def _some_units(start: int, end: int, draw: Random) -> Iterator[tuple[int, int]]:
+    """Yield ranges of whole 512-byte units of a range, about half of them; long writes tear in runs."""
+    longest = max(1, (end - start) // SECTOR // 8)
+    while start < end:
+        stop = min(end, (start // SECTOR + draw.randint(1, longest)) * SECTOR)
+        if draw.random() < 0.5:
+            yield start, stop
+        start = stop

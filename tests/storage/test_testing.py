@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import random
 
 import pytest
 
 import pyvhdx
 from pyvhdx import testing
-from pyvhdx.testing import Event, FailingStorage, MemoryStorage, RecordingStorage
+from pyvhdx.testing import Event, FailingStorage, MemoryStorage, PowerCut, RecordingStorage
 
 MIB = 1 << 20
 
@@ -44,6 +45,53 @@ def test_a_failing_storage_fails_once_or_for_good() -> None:
     assert dead.size() == 0
 
 
+def test_a_short_write_leaves_its_first_half() -> None:
+    storage = FailingStorage(MemoryStorage(), 0, short=True)
+    with pytest.raises(OSError, match="Input/output"):
+        storage.write_at(b"abcdef", 0)
+    assert storage.read_at(9, 0) == b"abc"
+
+
+class TestPowerCut:
+    EVENTS = (
+        Event("write", 0, 2048, b"a" * 2048),
+        Event("flush"),
+        Event("write", 512, 1024, b"b" * 1024),
+        Event("truncate", 0, 8192),
+        Event("write", 1024, 1024, b"c" * 1024),
+        Event("flush"),
+    )
+
+    def left(self, cut: int) -> set[bytes]:
+        cuts = PowerCut(MemoryStorage(), self.EVENTS)
+        draw = random.Random(1)
+        return {(left := cuts.after(cut, draw)).read_at(left.size(), 0) for _ in range(500)}
+
+    def test_keeps_what_a_flush_covered(self) -> None:
+        assert self.left(2) == {b"a" * 2048}
+        assert self.left(6) == {b"a" * 512 + b"b" * 512 + b"c" * 1024 + bytes(6144)}
+
+    def test_leaves_each_unit_old_or_new(self) -> None:
+        contents = self.left(3)
+        assert {content[:512] for content in contents} == {b"a" * 512}
+        assert {content[512:1536] for content in contents} == {
+            one * 512 + other * 512 for one in (b"a", b"b") for other in (b"a", b"b")
+        }
+
+    def test_leaves_any_version_of_a_unit_that_was_written_twice(self) -> None:
+        contents = self.left(5)
+        assert {content[1024:1536] for content in contents} == {b"a" * 512, b"b" * 512, b"c" * 512}
+        assert {2048, 8192} < {len(content) for content in contents}
+
+    def test_may_lose_everything_before_the_first_flush(self) -> None:
+        assert b"" in self.left(1)
+        assert b"a" * 2048 in self.left(1)
+
+    def test_goes_back(self) -> None:
+        cuts = PowerCut(MemoryStorage(), self.EVENTS)
+        assert [len(cuts.pending(cut)) for cut in (6, 5, 2, 0, 1)] == [0, 3, 0, 0, 1]
+
+
 def test_memory_takes_room_for_what_was_written_only() -> None:
     storage = MemoryStorage(name="a disk")
     with pyvhdx.create(storage, 64 << 40, block_size=MIB, sync=False) as image:
@@ -61,6 +109,7 @@ def test_all_of_it_is_public() -> None:
         "Event",
         "FailingStorage",
         "MemoryStorage",
+        "PowerCut",
         "RecordingStorage",
         "Storage",
     ]

@@ -20,7 +20,7 @@ class MemoryStorage:
 
     def __init__(self, data: Buffer = b"", name: str = "<memory>") -> None:
         self.name = name
-        self._pages: dict[int, bytearray] = {}
+        self._pages: dict[int, bytes] = {}  # never changed in place: copies share them
         self._size = 0
         self._closed = False
         self.write_at(data, 0)
@@ -49,10 +49,12 @@ class MemoryStorage:
         while done < len(view):
             number, within = divmod(offset + done, _PAGE)
             piece = min(_PAGE - within, len(view) - done)
-            page = self._pages.get(number)
-            if page is None:
-                page = self._pages[number] = bytearray(_PAGE)
-            page[within : within + piece] = view[done : done + piece]
+            if piece == _PAGE:
+                self._pages[number] = bytes(view[done : done + piece])
+            else:
+                page = bytearray(self._pages.get(number, _ZEROS))
+                page[within : within + piece] = view[done : done + piece]
+                self._pages[number] = bytes(page)
             done += piece
         self._size = max(self._size, offset + len(view))
 
@@ -70,7 +72,7 @@ class MemoryStorage:
             for beyond in [n for n in self._pages if n > number]:
                 del self._pages[beyond]
             if number in self._pages:
-                self._pages[number][within:] = bytes(_PAGE - within)
+                self._pages[number] = self._pages[number][:within] + bytes(_PAGE - within)
         self._size = size
 
     def reserve(self, offset: int, length: int) -> None:
@@ -91,6 +93,13 @@ class MemoryStorage:
             end += 1
         start = max(offset, number * _PAGE)
         return (start, min(end * _PAGE, self._size)) if start < self._size else None
+
+    def copy(self) -> MemoryStorage:
+        """Return an open storage with the same content; what both have is held once."""
+        other = MemoryStorage(name=self.name)
+        other._pages = dict(self._pages)
+        other._size = self._size
+        return other
 
     def close(self) -> None:
         self._closed = True
