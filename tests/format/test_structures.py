@@ -169,7 +169,7 @@ def test_a_creator_is_read_leniently() -> None:
     assert decode_creator("é".encode("utf-16-le") * 256) == "é" * 256
     assert decode_creator(b"\x00\xd8" + b"a\0" + bytes(508)) == "\ufffda"
     assert FileIdentifier(creator=encode_creator("x")).build()[:10] == b"vhdxfilex\0"
-    with pytest.raises(ValueError, match="514 bytes"):
+    with pytest.raises(ValueError, match="257 UTF-16 units"):
         encode_creator("x" * 257)
 
 
