@@ -274,7 +274,13 @@ class TestQemu:
                 process.stdin.flush()
                 time.sleep(0.03 + attempt * 0.01)
                 process.send_signal(signal.SIGKILL)
-            with pyvhdx.open(path) as image:
+            try:
+                image = pyvhdx.open(path)
+            except pyvhdx.CorruptImageError as error:
+                # Killed between the sectors of an entry that its header names already: for a repair.
+                assert error.code == "LOG-NO-SEQUENCE"
+                continue
+            with image:
                 dirty += image.log_pending
                 content = image.read()
             with pyvhdx.open(path, "r+") as image:
