@@ -258,6 +258,7 @@ class Session:
             self.medium.write_payload(bytes(ALIGNMENT), place)
             with self.changing():
                 self._log.place_log(place, ALIGNMENT)
+            self.file.blocks.taken.append(log_span(self.header))
             self._log_is_usable = True
         self._is_ready = True
 
@@ -265,7 +266,7 @@ class Session:
         file = self.file
         spans = region_spans(file.regions)
         log = log_span(file.header)
-        # An empty log that lies badly is nobody's; the file gets another one.
+        # An empty log that lies badly is nobody's; the file gets another one, and blocks its place.
         self._log_is_usable = (
             log.end - log.start >= ALIGNMENT
             and not log.start % ALIGNMENT
@@ -283,6 +284,8 @@ class Session:
                 file.raw.next_data,
                 differencing=file.metadata.has_parent,
             )
+            if not self._log_is_usable:
+                file.blocks.taken = spans
         except ImageError as error:
             error.name = file.raw.name
             raise

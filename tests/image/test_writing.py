@@ -370,6 +370,7 @@ class TestOddFiles:
             {"log_length": 0, "log_offset": 0},
             {"log_offset": LOG_AT + 512},
             {"log_offset": 500 * MIB},
+            {"log_offset": 5 * MIB, "log_length": 64 * MIB},  # where new blocks will lie
             {"log_offset": BAT_AT},
             {"log_version": 3},
         ],

@@ -102,7 +102,7 @@ class BlockMap:
         self._pages = pages
         self.file_size = file_size
         self.version = 0
-        self._taken = [span for span in taken if span.start < span.end]
+        self.taken = [span for span in taken if span.start < span.end]
         self._differencing = differencing
         self._bitmap_pages: dict[int, bytes] = {}
         # Where each block lies that is known to be wholly present and rightly placed.
@@ -390,7 +390,7 @@ class BlockMap:
         raise corrupt("BITMAP-ENTRY", f"BAT entry of sector bitmap {chunk}", at, "2.5.1.2", message)
 
     def _owner(self, start: int, end: int) -> str | None:
-        return next((span.owner for span in self._taken if span.start < end and start < span.end), None)
+        return next((span.owner for span in self.taken if span.start < end and start < span.end), None)
 
     def _bad_entry(self, code: str, block: int, message: str) -> CorruptImageError:
         at = self._bat.place(self._geometry.payload_index(block))
