@@ -8,7 +8,9 @@ import gc
 import io
 import os
 import random
+import shutil
 import struct
+import subprocess
 import sys
 import uuid
 from collections.abc import Callable
@@ -719,6 +721,29 @@ class TestStorages:
             with pyvhdx.open(target) as image:
                 assert image.read(7) == b"at once"
 
+    def test_a_block_device_is_written_as_far_as_it_goes(self, path: Path) -> None:
+        os.truncate(path, 12 * MIB)
+        losetup = shutil.which("losetup")
+        if losetup is None:
+            pytest.skip("losetup is missing")
+        done = subprocess.run([losetup, "-f", "--show", path], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no loop device: {done.stderr.strip()}")
+        device = done.stdout.strip()
+        try:
+            with pyvhdx.open(device, "r+") as image:
+                image.pwrite(b"x" * (8 * MIB), 0)
+                with pytest.raises(OSError, match="No space"):
+                    image.pwrite(b"y", 9 * MIB)
+                image.trim(0, MIB)
+                image.flush()
+                image.pwrite(b"y", 9 * MIB)
+            with pyvhdx.open(device) as image:
+                assert image.pread(8 * MIB, 0) == bytes(MIB) + b"x" * (7 * MIB)
+                assert image.pread(1, 9 * MIB) == b"y"
+        finally:
+            subprocess.run([losetup, "-d", device], check=True)
+
     def test_a_read_only_file_cannot_be_written(self, path: Path) -> None:
         path.chmod(0o444)
         if os.access(path, os.W_OK):
@@ -772,8 +797,6 @@ class TestLocks:
     @pytest.mark.peer("qemu-io")
     @pytest.mark.skipif(sys.platform != "linux", reason="the locks are Linux's")
     def test_keep_qemu_out_and_are_kept_out_by_it(self, path: Path) -> None:
-        import subprocess  # noqa: PLC0415
-
         command = ["qemu-io", "-f", "vhdx", str(path)]
         with pyvhdx.open(path, "r+"):
             for extra in (["-r", "-c", "read 0 512"], ["-c", "write 0 512"]):

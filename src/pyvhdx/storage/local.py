@@ -162,6 +162,10 @@ class LocalFile:
         return status.st_size
 
     def truncate(self, size: int) -> None:
+        if stat.S_ISBLK(self.status().st_mode):
+            if size > self.size():  # a device stays as long as it is
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.name)
+            return
         try:
             os.ftruncate(self._fd, size)
         except OSError as error:
