@@ -184,7 +184,7 @@ class PowerCut:
 
     def after(self, cut: int, draw: Random) -> MemoryStorage:
         """Return one of the contents that a cut behind *cut* events can leave; *draw* chooses."""
-        pending = [event for event in self.pending(cut) if event.kind != "reserve"]
+        pending = self._in_whole_units([event for event in self.pending(cut) if event.kind != "reserve"])
         left = self._durable.copy()
         way = draw.choice(("none", "all", "prefix", "one", "all but one", "some", "torn", "torn"))
         chosen = draw.randrange(len(pending)) if pending else 0
@@ -203,6 +203,22 @@ class PowerCut:
         if longer > 0 and draw.random() < 0.3:  # the new length did not reach the medium, or not all of it
             left.truncate(self._durable.size() + draw.choice((0, draw.randrange(longer + 1))))
         return left
+
+    def _in_whole_units(self, pending: list[Event]) -> list[Event]:
+        """Return the events with writes of whole units: what a part is written into goes along with it."""
+        if not any(event.offset % SECTOR or event.length % SECTOR for event in pending):
+            return pending
+        now = self._durable.copy()
+        whole = []
+        for event in pending:
+            _apply(event, now)
+            if event.kind == "write" and (event.offset % SECTOR or event.length % SECTOR):
+                start = event.offset // SECTOR * SECTOR
+                data = now.read_at(-(-(event.offset + event.length) // SECTOR) * SECTOR - start, start)
+                whole.append(Event("write", start, len(data), data))
+            else:
+                whole.append(event)
+        return whole
 
 
 def _apply(event: Event, storage: MemoryStorage) -> None:

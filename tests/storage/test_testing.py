@@ -87,6 +87,13 @@ class TestPowerCut:
         assert b"" in self.left(1)
         assert b"a" * 2048 in self.left(1)
 
+    def test_a_part_of_a_unit_takes_along_what_was_written_beside_it(self) -> None:
+        events = [Event("write", 0, 100, b"a" * 100), Event("write", 100, 100, b"b" * 100)]
+        cuts = PowerCut(MemoryStorage(bytes(512)), events)
+        draw = random.Random(1)
+        left = {cuts.after(2, draw).read_at(200, 0) for _ in range(200)}
+        assert left == {bytes(200), b"a" * 100 + bytes(100), b"a" * 100 + b"b" * 100}
+
     def test_goes_back(self) -> None:
         cuts = PowerCut(MemoryStorage(), self.EVENTS)
         assert [len(cuts.pending(cut)) for cut in (6, 5, 2, 0, 1)] == [0, 3, 0, 0, 1]
