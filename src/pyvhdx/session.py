@@ -253,8 +253,13 @@ class Session:
         if end > self.medium.size:
             self._grow(end)
         if not self._log_is_usable:
-            taken: list[tuple[int, int]] = []
-            place, _ = self.take(ALIGNMENT, taken)
+            # Not by clearing anchors, which would be a change before its log is there.
+            found = self.space.take(ALIGNMENT)
+            if found is None:
+                self._grow(self.space.grown_size(ALIGNMENT, GROWTH_STEP))
+                found = self.space.take(ALIGNMENT)
+            assert found is not None
+            place = found.place
             self.medium.write_payload(bytes(ALIGNMENT), place)
             with self.changing():
                 self._log.place_log(place, ALIGNMENT)

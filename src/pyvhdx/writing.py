@@ -144,8 +144,6 @@ class ImageWriter:
         existing = blocks.pages_changed(block, plan)
         whole = self._whole_sectors(block, plan, start, data)
         self.session.begin(visible=True)
-        if plan.place is not None:  # a begin may have taken the block's anchor for a log
-            plan = blocks.plan_write(block, start, start + len(data))
         self.session.make_room(existing)
         taken: list[tuple[int, int]] = []
         try:

@@ -392,6 +392,30 @@ class TestOddFiles:
                 assert info.log_length == MIB
                 assert info.log_offset % MIB == 0
 
+    @pytest.mark.parametrize("in_file", [False, True])
+    def test_a_log_is_placed_beside_soft_anchors(self, path: Path, in_file: bool) -> None:
+        """Clearing them is a change, and comes after the log."""
+        fields = {"log_length": 0, "log_offset": 0}
+        image = Image(8 * MIB, blocks={n: Block(FULL) for n in range(3)}, headers=(fields, fields)).write(
+            path
+        )
+        image.bat = {1: image.places[1] | UNMAPPED, 2: image.places[2] | UNMAPPED}
+        image.write(path)
+        if in_file:
+            os.truncate(path, 9 * MIB)
+        calls: list[Callable[[pyvhdx.VHDXImage], object]] = [
+            lambda opened: opened.trim(0, 8 * MIB, TrimMode.REMOVE_SOFT_ANCHORS),
+            lambda opened: opened.pwrite(b"x", 5 * MIB),
+            lambda opened: opened.pwrite(b"y", MIB),
+        ]
+        for call in calls:
+            image.write(path)
+            with pyvhdx.open(path, "r+") as opened:
+                call(opened)
+            with pyvhdx.open(path) as opened:
+                assert opened.pread(MIB, 0) == image.expected(0, MIB)
+                assert not opened.warnings
+
     def test_a_log_that_was_named_and_never_written_is_ended(self, path: Path) -> None:
         Image(8 * MIB, log_guid=GUID).write(path)
         before = path.read_bytes()
@@ -754,6 +778,36 @@ class TestStorages:
     def test_a_folder_is_no_image(self, tmp_path: Path) -> None:
         with pytest.raises(IsADirectoryError):
             pyvhdx.open(tmp_path, "r+")
+
+
+class _FineHoles(MemoryStorage):
+    """A file system that counts its holes in units of 1 KiB."""
+
+    def next_data(self, offset: int) -> tuple[int, int] | None:
+        run = super().next_data(offset)
+        while run is not None:
+            start, end = run
+            at = start - start % 1024
+            while at < end and not any(self.read_at(1024, at)):
+                at += 1024
+            if at < end:
+                stop = at
+                while stop < end and any(self.read_at(1024, stop)):
+                    stop += 1024
+                return max(at, offset), min(stop, self.size())
+            run = super().next_data(end)
+        return None
+
+
+def test_holes_may_be_finer_than_pages() -> None:
+    """Two runs of data in one page of the BAT are two looks at it, and no two owners of a place."""
+    storage = _FineHoles()
+    with pyvhdx.create(storage, 1024 * MIB, block_size=MIB, sync=False) as image:
+        image.pwrite(b"x", 0)
+        image.pwrite(b"y", 400 * MIB)
+    with pyvhdx.open(storage, "r+") as image:
+        image.pwrite(b"z", MIB)
+        assert [image.pread(1, at * MIB) for at in (0, 1, 400)] == [b"x", b"z", b"y"]
 
 
 class TestReplayAtOpen:

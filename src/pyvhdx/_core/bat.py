@@ -11,7 +11,7 @@ from array import array
 from typing import TYPE_CHECKING
 
 from pyvhdx._core.findings import corrupt
-from pyvhdx.format.constants import BAT_ENTRY_SIZE
+from pyvhdx.format.constants import BAT_ENTRY_SIZE, round_up
 from pyvhdx.format.table import integers, little_endian
 
 if TYPE_CHECKING:
@@ -109,8 +109,9 @@ class BlockAllocationTable:
         end = self._offset + self._needed * BAT_ENTRY_SIZE
         at = self._offset
         while at < end and (run := next_data(at)) is not None and run[0] < end:
-            at = max(at, run[0]) & -_PAGE_SIZE
-            stop = min(end, run[1])
+            # In whole pages, however finely the file system counts: no entry may come twice.
+            at = max(at, run[0] & -_PAGE_SIZE)
+            stop = min(end, round_up(run[1], _PAGE_SIZE))
             while at < stop:
                 data = self._file.read(min(_PIECE, stop - at), at)
                 data = data[: len(data) & -BAT_ENTRY_SIZE]
@@ -118,7 +119,6 @@ class BlockAllocationTable:
                     return
                 yield (at - self._offset) // BAT_ENTRY_SIZE, integers("Q", data)
                 at += len(data)
-            at = max(at, run[1])
 
     def run_end(self, block: int, limit: int) -> int:
         """Return the first block after *block* whose entry is another one, at most *limit*."""

@@ -196,7 +196,8 @@ class FileObject:
                 self._extend(size)
 
     def reserve(self, offset: int, length: int) -> None:
-        self.write_at(self.read_at(length, offset), offset)
+        for start in range(offset, offset + length, 1 << 20):
+            self.write_at(self.read_at(min(1 << 20, offset + length - start), start), start)
 
     def allocated(self) -> int:
         return self.size()
