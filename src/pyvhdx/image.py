@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pyvhdx._core.opening import open_file
 from pyvhdx._core.trim import TrimMode
 from pyvhdx._types import bytes_of
-from pyvhdx.errors import Finding, ImageError, RequestError
+from pyvhdx.errors import Finding, ImageError, ImageFailedError, RequestError
 from pyvhdx.info import Extent, ImageInfo
 from pyvhdx.reading import extents, read_into
 from pyvhdx.session import forked, prepare
@@ -485,6 +485,13 @@ class VHDXImage(io.RawIOBase):
     def __enter__(self) -> Self:
         self._check_open()
         return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except ImageFailedError:
+            if kind is None:  # what made it fail says more, and is on its way already
+                raise
 
     def __del__(self) -> None:
         if hasattr(self, "_owns_parent") and not self.closed:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class _Owner(Protocol):
     _file: OpenFile
 
+    def _check_open(self) -> None: ...
+
     def _set_user_item(self, item_id: UUID, data: bytes | None, *, of_disk: bool | None) -> None: ...
 
 
@@ -66,6 +68,7 @@ class UserMetadata(MutableMapping[UUID, bytes]):
 
     @property
     def _items(self) -> Items:
+        self._image._check_open()
         return self._image._file.metadata.user
 
     def __repr__(self) -> str:

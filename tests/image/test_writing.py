@@ -58,6 +58,7 @@ class TestRequests:
             lambda image: image.user_metadata.set(uuid.UUID(int=0), b"x"),
             lambda image: image.user_metadata.set(ITEM, bytes(MIB + 1)),
             lambda image: image.user_metadata.set(ITEM, bytes(MIB)),
+            lambda image: image.user_metadata.set(next(iter(image.metadata)), b"x"),
         ],
     )
     def test_that_cannot_be_change_nothing(
@@ -639,6 +640,22 @@ class TestFailures:
         with pyvhdx.open(memory, "r+") as image:
             assert image.pread(4, 0) == b"kept"
 
+    @pytest.mark.parametrize("kind", [OSError, KeyboardInterrupt])
+    def test_what_made_an_image_fail_leaves_the_with_block(
+        self, path: Path, kind: type[BaseException]
+    ) -> None:
+        storage = FailingStorage(MemoryStorage(path.read_bytes()), 1, kind)
+        with pytest.raises(kind) as caught, pyvhdx.open(storage, "r+") as image:
+            image.pwrite(b"x", 0)
+        assert not isinstance(caught.value, pyvhdx.VHDXError)
+        assert image.closed
+
+    def test_items_of_a_closed_image_cannot_be_read(self, path: Path) -> None:
+        with pyvhdx.open(path, "r+") as image:
+            items = image.user_metadata
+        with pytest.raises(ValueError, match="closed"):
+            list(items)
+
     def test_a_file_that_someone_else_made_shorter(self, path: Path) -> None:
         with pyvhdx.open(path, "r+") as image:
             image.pwrite(b"x", 0)
@@ -857,9 +874,10 @@ class TestLocks:
                 refused = subprocess.run([*command, *extra], capture_output=True, check=False)
                 assert refused.returncode != 0
                 assert b"lock" in refused.stderr
-            for mode in ("r", "r+"):
-                with pytest.raises(pyvhdx.LockedError):
-                    pyvhdx.open(path, mode)
+            with pytest.raises(pyvhdx.LockedError, match="lock=False"):
+                pyvhdx.open(path)
+            with pytest.raises(pyvhdx.LockedError, match=r"close it there$"):
+                pyvhdx.open(path, "r+")
             pyvhdx.open(path, lock=False).close()
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
             assert process.stdin

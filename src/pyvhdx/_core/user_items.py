@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from pyvhdx._core.metadata import KNOWN_ITEMS
 from pyvhdx._core.pages import PAGE_SIZE
 from pyvhdx.errors import RequestError
 from pyvhdx.format import constants as c
@@ -68,6 +69,10 @@ def plan_change(
         if number is None:
             raise KeyError(item_id)
         return ItemChange(b"", 0, _removed(entries, number))
+    if old is None and item_id in KNOWN_ITEMS:
+        raise RequestError(
+            f"{item_id} is the system item {KNOWN_ITEMS[item_id]}; QEMU refuses a file with a user item of that name"
+        )
     if len(data) > c.MAX_ITEM_SIZE:
         raise RequestError(f"the item has {len(data)} bytes, and at most 1 MiB is allowed")
     if old is None and sum(entry.is_user for entry in entries) >= c.MAX_USER_ENTRIES:

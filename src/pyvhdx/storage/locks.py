@@ -59,9 +59,10 @@ def lock(fd: int, name: str, use: Use) -> bool:
         return False
     if conflict:
         unlock(fd)
+        # Two writers without locks would take the same space: that is nobody's advice.
+        advice = WITHOUT_LOCKS if use == READER else ""
         raise LockedError(
-            f"{name}: another process has this file open in a way that excludes this use; "
-            f"close it there{WITHOUT_LOCKS}"
+            f"{name}: it is open elsewhere in a way that excludes this use; close it there{advice}"
         )
     return sys.platform == "linux"
 
