@@ -410,6 +410,7 @@ class VHDXImage(io.RawIOBase):
 
     def _advance(self, size: int) -> tuple[int, int]:
         """Take the next *size* bytes for the caller, so that two threads never get the same."""
+        self._check_open()
         with self._position_lock:
             start = self._position
             size = self._clip(start, size)
@@ -425,6 +426,7 @@ class VHDXImage(io.RawIOBase):
     def write(self, data: Buffer, /) -> int:
         """Write *data* at the position, all of it; see `pwrite`."""
         view = bytes_of(data)
+        self._check_open()  # before the lock, which nobody gives back in a forked child
         with self._position_lock:
             done = self.pwrite(view, self._position)
             self._position += done

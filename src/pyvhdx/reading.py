@@ -60,7 +60,7 @@ def read_into(top: Member, view: memoryview, start: int) -> None:
 def extents(top: Member, offset: int, length: int) -> Iterator[Extent]:
     """Yield the extents of a range inside the disk, adjacent equal ones joined."""
     joined: Extent | None = None
-    for _, depth, kind, at, run, file_offset in walk(top, offset, length):
+    for depth, kind, at, run, file_offset in _steady(top, offset, length):
         place = file_offset if kind is Kind.DATA else None
         if (
             joined is not None
@@ -74,6 +74,18 @@ def extents(top: Member, offset: int, length: int) -> Iterator[Extent]:
         joined = Extent(at, run, kind.value, depth, place)
     if joined is not None:
         yield joined
+
+
+def _steady(top: Member, at: int, length: int) -> Iterator[tuple[int, Kind, int, int, int]]:
+    """Yield what `walk` does; looked up again where the map changed in between."""
+    end = at + length
+    while at < end:
+        version = top._blocks.version
+        for _, depth, kind, offset, run, file_offset in walk(top, at, end - at):
+            if version != top._blocks.version:
+                break
+            yield depth, kind, offset, run, file_offset
+            at = offset + run
 
 
 def walk(top: Member, offset: int, length: int) -> Iterator[tuple[Member, int, Kind, int, int, int]]:

@@ -260,7 +260,11 @@ class Session:
                 found = self.space.take(ALIGNMENT)
             assert found is not None
             place = found.place
-            self.medium.write_payload(bytes(ALIGNMENT), place)
+            try:
+                self.medium.write_payload(bytes(ALIGNMENT), place)
+            except BaseException:
+                self.space.give_back(place, ALIGNMENT)
+                raise
             with self.changing():
                 self._log.place_log(place, ALIGNMENT)
             self.file.blocks.taken.append(log_span(self.header))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pyvhdx._core.opening import OpenFile
 
 _ZEROS = memoryview(bytes(1 << 20))
+_UNIT = 512
 
 
 class ImageWriter:
@@ -73,8 +74,11 @@ class ImageWriter:
                     stop = block + -(-end // geometry.block_size)
                     self.session.change_entries(block, stop, zero, visible=True)
                     continue
-                for at in range(start, end, len(_ZEROS)):
-                    self._write_block(block, at, _ZEROS[: end - at])
+                at = start
+                while at < end:  # in pieces that end with whole units, which a power cut does not take apart
+                    piece = min(end - at, len(_ZEROS) - at % len(_ZEROS))
+                    self._write_block(block, at, _ZEROS[:piece])
+                    at += piece
 
     def trim(self, offset: int, length: int, mode: TrimMode) -> int:
         """Trim the whole blocks of a sector-aligned range inside the disk; return their virtual bytes."""
@@ -154,6 +158,8 @@ class ImageWriter:
             if plan.needs_bitmap:
                 bitmap_place, _ = self.session.take(SECTOR_BITMAP_SIZE, taken)
                 self._medium.write_payload(_ZEROS[:SECTOR_BITMAP_SIZE], bitmap_place)
+            if plan.zero_rest:
+                plan, whole = _with_zeros_around(plan, whole)
             if plan.zero_rest and not is_zero:
                 self._write_zeros(place, place + plan.start)
                 self._write_zeros(place + plan.end, place + geometry.block_size)
@@ -194,3 +200,12 @@ class ImageWriter:
             self.session.file.pages.write(piece, at)
         file = self.session.file
         self.session.file = file._replace(metadata=read_metadata(file.regions.metadata, file.pages.read))
+
+
+def _with_zeros_around(plan: BlockWrite, data: memoryview) -> tuple[BlockWrite, memoryview]:
+    """Fill units up with zeros that the data covers in part: a disk writes them whole, so they go at once."""
+    before, after = plan.start % _UNIT, -plan.end % _UNIT
+    if not before and not after:
+        return plan, data
+    filled = memoryview(bytes(before) + bytes(data) + bytes(after))
+    return plan._replace(start=plan.start - before, end=plan.end + after), filled

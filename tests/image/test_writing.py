@@ -22,7 +22,7 @@ import pytest
 import pyvhdx
 from pyvhdx import TrimMode
 from pyvhdx.storage import locks, open_local
-from pyvhdx.testing import FailingStorage, MemoryStorage, RecordingStorage
+from pyvhdx.testing import FailingStorage, MemoryStorage, PowerCut, RecordingStorage
 from tests.corpus.handmade import BAT_AT, FULL, LOG_AT, MIB, PARTIAL, UNMAPPED, Block, Image, guid
 from tests.corpus.handmade_logs import GUID, Entry
 
@@ -245,6 +245,32 @@ class TestSpace:
         with pyvhdx.open(path, "r+") as image:
             image.pwrite(b"new", MIB)
             assert image.pread(MIB, MIB) == b"new" + bytes(MIB - 3)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda image: image.write_zeroes(100, MIB + 5000),
+            lambda image: (image.trim(0, 2 * MIB, TrimMode.FILE_SPACE), image.pwrite(b"n" * 512, 1000)),
+        ],
+    )
+    def test_a_power_cut_inside_a_change_leaves_units_old_zero_or_new(
+        self, change: Callable[[pyvhdx.VHDXImage], object]
+    ) -> None:
+        start = MemoryStorage()
+        with pyvhdx.create(start, 8 * MIB, block_size=2 * MIB) as image:
+            image.pwrite(b"o" * (2 * MIB), 0)
+        storage = RecordingStorage(start.copy())
+        with pyvhdx.open(storage, "r+") as image:
+            change(image)
+            new = image.pread(2 * MIB, 0)
+        cuts, draw = PowerCut(start, storage.events), random.Random(1)
+        for cut in range(len(storage.events) + 1):
+            for _ in range(10):
+                with pyvhdx.open(cuts.after(cut, draw)) as image:
+                    found = image.pread(2 * MIB, 0)
+                for at in range(0, 2 * MIB, 512):
+                    unit = found[at : at + 512]
+                    assert unit in (b"o" * 512, bytes(512), new[at : at + 512]), (cut, at)
 
     def test_slack_at_the_end_is_cut_off_at_close(self, path: Path) -> None:
         with pyvhdx.open(path, "r+") as image:

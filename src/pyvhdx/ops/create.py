@@ -159,7 +159,10 @@ def create(
                 )
             if storage.size() and not exist_ok:
                 raise FileExistsError("the file object is not empty; exist_ok=True replaces its content")
-            storage.truncate(0)
+            if storage.size():
+                storage.truncate(0)
+                if sync:  # or the old identifier could come back over the new headers
+                    storage.flush()
             Builder(storage, disk).finish(flush=sync)
             if sync:
                 storage.flush()
