@@ -102,7 +102,7 @@ class FailingStorage(Wrapper):
 
     The call raises *error*, and nothing happens; ``at=None`` never fails.  `calls` counts them.  With
     *for_good* every later call fails too, as a dead disk does.  With *short* a write that fails has
-    written its first half.
+    written its first half.  All four can be set between calls, under these names.
     """
 
     def __init__(
@@ -117,20 +117,20 @@ class FailingStorage(Wrapper):
         super().__init__(storage)
         self.at = at
         self.calls = 0
-        self._error = error
-        self._for_good = for_good
-        self._short = short
+        self.error = error
+        self.for_good = for_good
+        self.short = short
 
     def _next(self) -> None:
         number, self.calls = self.calls, self.calls + 1
-        if self.at is not None and (number == self.at or (self._for_good and number > self.at)):
-            raise self._error()
+        if self.at is not None and (number == self.at or (self.for_good and number > self.at)):
+            raise self.error()
 
     def write_at(self, data: Buffer, offset: int) -> None:
         try:
             self._next()
         except BaseException:
-            if self._short:
+            if self.short:
                 view = memoryview(data).cast("B")
                 super().write_at(view[: len(view) // 2], offset)
             raise

@@ -3,11 +3,14 @@ Random programs that write, and what each 512-byte unit of their disk may hold a
 
 A unit is written with a pattern that names the write and the unit, so that what is found says where it
 comes from.  The model keeps the versions of each unit with the event before which they became possible;
-a flush that returned makes the last one before it the only one that may be older.
+a flush that returned makes the last one before it the only one that may be older.  What a failed
+call leaves is in doubt, until it is looked at.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import struct
 import tempfile
@@ -20,7 +23,7 @@ from typing import NamedTuple
 
 import pyvhdx
 from pyvhdx import TrimMode
-from pyvhdx.testing import Event, MemoryStorage, RecordingStorage
+from pyvhdx.testing import Event, FailingStorage, MemoryStorage, RecordingStorage
 
 MIB = 1 << 20
 UNIT = 512
@@ -104,6 +107,7 @@ class Version(NamedTuple):
     turn: int
     events: int
     what: bytes | None
+    is_certain: bool = True
 
 
 @dataclass
@@ -136,6 +140,36 @@ class Model:
     def _unit(self, unit: int) -> bytes:
         return bytes(self.content[unit * UNIT : (unit + 1) * UNIT])
 
+    def doubt(self, turn: int) -> None:
+        """Note that what was changed after *turn* failed: it may be there or not, unit by unit."""
+        for versions in (*self.versions.values(), self.items):
+            for number, version in enumerate(versions):
+                if version.turn > turn:
+                    versions[number] = version._replace(is_certain=False)
+
+    def look(self, image: pyvhdx.VHDXImage, events: int, *, is_new: bool) -> None:
+        """
+        Look at what is there, which settles doubts; *is_new* if the image was opened again.
+
+        Then what was not flushed may be gone, though no power was cut.
+        """
+        durable = self._durable(events) if is_new else self.turn
+        content = image.pread(image.size, 0)
+        self.turn += 1
+        for unit, versions in self.versions.items():
+            found = content[unit * UNIT : (unit + 1) * UNIT]
+            assert found in _possible(versions, durable, events + 1), f"unit {unit} is a third thing"
+            self._settle(versions, found, events)
+        item = image.user_metadata.get(ITEM)
+        assert item in _possible(self.items, durable, events + 1), "the item is a third thing"
+        self._settle(self.items, item, events)
+        assert len(content) == len(self.content)
+        self.content[:] = content
+
+    def _settle(self, versions: list[Version], found: bytes | None, events: int) -> None:
+        if not versions[-1].is_certain or versions[-1].what != found:
+            versions.append(Version(self.turn, events, found))
+
     def begin_flush(self) -> int:
         """Return the turn that `acknowledge` is to be told when the flush has returned."""
         self.turn += 1
@@ -161,8 +195,12 @@ class Model:
 
 
 def _possible(versions: list[Version], durable: int, cut: int) -> set[bytes | None]:
-    """Return the last durable version, and all later ones that had begun."""
-    first = max(number for number, version in enumerate(versions) if version.turn <= max(durable, -1))
+    """Return the last certain version that is durable, and all later ones that had begun."""
+    first = max(
+        number
+        for number, version in enumerate(versions)
+        if version.turn <= max(durable, -1) and version.is_certain
+    )
     return {versions[first].what} | {
         version.what for version in versions[first + 1 :] if version.events < cut
     }
@@ -187,7 +225,8 @@ class Program:
         self.shape = shape
         self.start = start_of(shape)
         self.before = self.start.storage.copy()
-        self.storage = RecordingStorage(self.start.storage)
+        self.recording = RecordingStorage(self.start.storage)
+        self.storage = FailingStorage(self.recording, None)
         self.model = Model(bytearray(self.start.content))
         self.steps = steps
         self.number = 0
@@ -201,30 +240,84 @@ class Program:
         if self.draw.random() < 0.8:
             self.close()
         else:
-            self.image._writer = None  # a process that dies
-            self.image.close()
-        return Run(self.shape, self.start, self.before, self.storage.events, self.model)
+            self.die()
+        return Run(self.shape, self.start, self.before, self.recording.events, self.model)
 
     @property
     def events(self) -> int:
-        return len(self.storage.events)
+        return len(self.recording.events)
 
     def open(self) -> None:
+        self.inherited = self.events  # an image's flush covers what it wrote itself, and no dead process's
         self.image = pyvhdx.open(self.storage, "r+", parent=self.start.parent or "auto")
 
     def close(self) -> None:
         turn = self.model.begin_flush()
         self.image.close()
-        self.model.acknowledge(turn, self.events)
+        self.acknowledge(turn)
 
     def reopen(self) -> None:
         self.close()
         self.open()
 
+    def die(self) -> None:
+        """The process is killed."""
+        self.image._writer = None
+        self.image.close()
+
+    def die_and_open_again(self) -> None:
+        """What no barrier covered is there, and may still be lost when the power is cut later."""
+        self.die()
+        self.open()
+        self.model.look(self.image, self.events, is_new=True)
+
+    def fail_and_repeat(self) -> None:
+        """A call of the storage fails inside an operation; what the image says of itself is true."""
+        draw, storage, turn = self.draw, self.storage, self.model.turn
+        number = draw.choice((errno.EIO, errno.ENOSPC))
+        storage.error = lambda: OSError(number, os.strerror(number))
+        storage.for_good = draw.random() < 0.2
+        storage.short = draw.random() < 0.5
+        storage.at = storage.calls + draw.choice((0, 0, 1, 1, 2, 3, 4, 5, 7))
+        operation = draw.choice(
+            (
+                Program.write,
+                Program.write_a_block,
+                Program.write_zeroes,
+                Program.trim,
+                Program.set_item,
+                Program.flush,
+            )
+        )
+        try:
+            operation(self)
+            if draw.random() < 0.5:
+                self.flush()
+        except OSError:
+            self.model.doubt(turn)
+        storage.at = None
+        self.model.look(self.image, self.events, is_new=False)
+        try:
+            self.flush()
+        except pyvhdx.ImageFailedError:
+            try:
+                self.image.close()
+            except pyvhdx.ImageFailedError:
+                pass
+            else:
+                raise AssertionError("a failed image was closed as if nothing were lost")
+            self.open()
+            self.model.look(self.image, self.events, is_new=True)
+        operation(self)
+
     def flush(self) -> None:
         turn = self.model.begin_flush()
         self.image.flush()
-        self.model.acknowledge(turn, self.events)
+        self.acknowledge(turn)
+
+    def acknowledge(self, turn: int) -> None:
+        if self.events > self.inherited:
+            self.model.acknowledge(turn, self.events)
 
     def some_range(self, step: int = UNIT) -> tuple[int, int]:
         """Return an offset and a length, in one place that the program likes or anywhere."""
@@ -337,6 +430,8 @@ _OPERATIONS = [
     Program.set_a_large_item,
     Program.delete_item,
     Program.many_small_flushes,
+    Program.fail_and_repeat,
+    Program.die_and_open_again,
     Program.flush,
     Program.reopen,
 ]

@@ -3,13 +3,15 @@ Opens what power cuts leave, by the ten thousand, from fresh seeds::
 
     python -m tests.crash.run --images 30000 [--each 50] [--seed N] [--processes N]
 
-Goes on from the seed that is named, or from one drawn from the clock, so that every run looks at others.
-Counts distinct contents of files; a failure names its seed, and ``--seed N --images 1`` repeats it.
+Goes on from the seed that is named, or from one drawn from the clock, so that every run looks at others,
+until it has opened that many: distinct in program, cut and content.  A failure names its seed, and
+``--seed N --images 1`` repeats it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import sys
@@ -23,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.crash.outcome import try_program
 
 
-def _try(arguments: tuple[int, int, int]) -> tuple[int, dict[str, int], str]:
+def _try(arguments: tuple[int, int, int]) -> tuple[int, Counter[str], str]:
     seed, images, qemu_each = arguments
     try:
         return seed, try_program(seed, images, qemu_each=qemu_each), ""
     except BaseException:  # noqa: BLE001 - shown, with its seed
-        return seed, {}, traceback.format_exc()
+        return seed, Counter(), traceback.format_exc()
 
 
 def main() -> int:
@@ -42,19 +44,22 @@ def main() -> int:
         "--qemu-each", type=int, default=50, help="one of so many is replayed by QEMU too; 0: none"
     )
     parsed = parser.parse_args()
-    programs = -(-parsed.images // parsed.each)
-    print(f"{programs} programs from seed {parsed.seed}, {parsed.each} images each", flush=True)
-    began, counts, failures = time.monotonic(), Counter[str](), 0
-    work = [(seed, parsed.each, parsed.qemu_each) for seed in range(parsed.seed, parsed.seed + programs)]
+    print(f"programs from seed {parsed.seed} on, {parsed.each} cuts each", flush=True)
+    began, counts, failures, last = time.monotonic(), Counter[str](), 0, parsed.seed
+    seeds = itertools.count(parsed.seed)
     with multiprocessing.Pool(parsed.processes) as pool:
-        for done, (seed, found, trace) in enumerate(pool.imap_unordered(_try, work), 1):
-            counts.update(found)
-            if trace:
-                failures += 1
-                print(f"seed {seed} failed:\n{trace}", flush=True)
-            if done % 50 == 0:
-                print(f"{done} programs, {dict(counts)}, {time.monotonic() - began:.0f} s", flush=True)
-    print(f"{programs} programs, {dict(counts)}, {failures} failures, {time.monotonic() - began:.0f} s")
+        while counts["images"] < parsed.images and failures < 10:
+            left = -(-(parsed.images - counts["images"]) // parsed.each)
+            work = [(next(seeds), parsed.each, parsed.qemu_each) for _ in range(min(50, left))]
+            for seed, found, trace in pool.imap_unordered(_try, work):
+                counts.update(found)
+                counts["programs"] += 1
+                last = max(last, seed)
+                if trace:
+                    failures += 1
+                    print(f"seed {seed} failed:\n{trace}", flush=True)
+            print(f"{dict(counts)}, {time.monotonic() - began:.0f} s", flush=True)
+    print(f"seeds {parsed.seed} to {last}: {failures} failures")
     return 1 if failures else 0
 
 

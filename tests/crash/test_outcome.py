@@ -35,10 +35,11 @@ def test_random_programs() -> None:
 
     run()
     print(dict(counts))
-    assert counts["images"] >= 20 * IMAGES
+    assert counts["images"] >= 15 * IMAGES  # equal ones count once
     assert counts["dirty"] > counts["images"] // 10
     assert counts["replays"] > counts["images"] // 20
     assert counts["qemu"] > 0
+    assert counts["qemu interrupted"] > 0
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "fixed"])
