@@ -186,10 +186,13 @@ class PowerCut:
         """Return one of the contents that a cut behind *cut* events can leave; *draw* chooses."""
         pending = self._in_whole_units([event for event in self.pending(cut) if event.kind != "reserve"])
         left = self._durable.copy()
-        way = draw.choice(("none", "all", "prefix", "one", "all but one", "some", "torn", "torn"))
+        way = draw.choice(
+            ("none", "all", "prefix", "suffix", "suffix", "one", "all but one", "some", "torn", "torn")
+        )
         chosen = draw.randrange(len(pending)) if pending else 0
         for number, event in enumerate(pending):
-            if way == "all" or (way == "all but one" and number != chosen):
+            is_whole = {"all": True, "all but one": number != chosen, "suffix": number >= chosen}
+            if is_whole.get(way):
                 _apply(event, left)
             elif way == "prefix" and number <= chosen:
                 _apply_torn(event, left, draw) if number == chosen else _apply(event, left)

@@ -212,7 +212,7 @@ def cuts_of(run: Run, count: int, draw: random.Random) -> Iterator[int]:
     moments = []
     for _ in range(count):
         if ends and draw.random() < 0.5:
-            moments.append(min(len(run.events), max(0, draw.choice(ends) + draw.choice((-1, 0, 1, 2)))))
+            moments.append(min(len(run.events), max(0, draw.choice(ends) + draw.choice((-1, 0, 0, 0, 1)))))
         else:
             moments.append(draw.randrange(len(run.events) + 1))
     return iter(sorted(moments))
