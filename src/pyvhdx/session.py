@@ -37,6 +37,8 @@ from pyvhdx.format.constants import (
 from pyvhdx.storage import Durable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pyvhdx._core.opening import OpenFile
     from pyvhdx._core.space import Space
     from pyvhdx.format.header import Header
@@ -303,9 +305,9 @@ class Session:
         """Let *pages* be changed: commit first if too many wait, and see that each has its place on the medium."""
         if self.file.pages.count_with(pages) > MAX_WAITING_PAGES:
             self.commit()
-        for at in sorted(pages - self.allocated):
-            self.medium.reserve(at, PAGE_SIZE)
-            self.allocated.add(at)
+        for start, end in _runs(pages - self.allocated):
+            self.medium.reserve(start, end - start)
+            self.allocated.update(range(start, end, PAGE_SIZE))
 
     def commit(self) -> None:
         """Make what waits durable, put it in place, and free what it left."""
@@ -360,6 +362,19 @@ class Session:
         )
         error.__cause__ = self._failure
         return error
+
+
+def _runs(pages: set[int]) -> Iterator[tuple[int, int]]:
+    """Yield start and end, in bytes, of pages that lie one behind the other."""
+    start = end = -1
+    for at in sorted(pages):
+        if at != end:
+            if end > start:
+                yield start, end
+            start = at
+        end = at + PAGE_SIZE
+    if end > start:
+        yield start, end
 
 
 class _Turn:

@@ -17,7 +17,7 @@ import tempfile
 import uuid
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,7 +72,7 @@ class Start:
     below: bytes  # what a block that shows its parent reads as
 
 
-@cache
+@lru_cache(maxsize=4)
 def _made(shape: Shape) -> tuple[bytes, bytes | None, bytes]:
     """Return the file, its parent and the parent's content; made once for each shape."""
     how = {"block_size": shape.block_size, "logical_sector_size": shape.sector}
