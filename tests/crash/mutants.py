@@ -3,9 +3,9 @@ Bugs of ordering and reuse, seeded one at a time, and which test sees each::
 
     python -m tests.crash.mutants [NAME ...] [--programs 150] [--processes N] [--list]
 
-A mutant changes the source of one function in a process of its own.  There the ordering tests run, and
-then the random programs of the outcome tests, until one fails.  What only an ordering test sees is named
-so; what no test can see stands in `NOT_HERE`, with the argument.  Returns 1 if a mutant survives.
+A mutant changes the source of one function in a process of its own.  There the ordering tests run, the
+atomicity tests, and then the random programs of the outcome tests, until one fails.  What no test can
+see stands in `NOT_HERE`, with the argument.  Returns 1 if a mutant survives.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from tests.crash.outcome import try_program
 
 FIRST_SEED = 77_000
 ORDERING = Path(__file__).parents[1] / "writing" / "test_ordering.py"
+ATOMICITY = Path(__file__).with_name("test_atomicity.py")
 
 MUTANTS: dict[str, Callable[[], None]] = {}
 
@@ -499,10 +500,11 @@ def close_after_a_failure_commits() -> None:
 
 
 class Verdict(NamedTuple):
-    """What saw a mutant: the first ordering test, the first program and what it said; empty for nothing."""
+    """What saw a mutant: the first test of each kind, and what a program said; empty for nothing."""
 
     name: str
     ordering: str
+    atomicity: str
     outcome: str
     seconds: float
 
@@ -513,7 +515,7 @@ def judge(arguments: tuple[str, int]) -> Verdict:
     began = time.monotonic()
     sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
     MUTANTS[name]()
-    return Verdict(name, _ordering(), _outcome(programs), time.monotonic() - began)
+    return Verdict(name, _first(ORDERING), _first(ATOMICITY), _outcome(programs), time.monotonic() - began)
 
 
 class _Failures:
@@ -525,9 +527,9 @@ class _Failures:
             self.first = report.nodeid.split("::", 1)[1]
 
 
-def _ordering() -> str:
+def _first(tests: Path) -> str:
     failures = _Failures()
-    pytest.main(["-q", "-x", "-p", "no:cacheprovider", str(ORDERING)], plugins=[failures])
+    pytest.main(["-q", "-x", "-p", "no:cacheprovider", str(tests)], plugins=[failures])
     return failures.first
 
 
@@ -559,8 +561,9 @@ def main() -> int:
         for verdict in pool.imap(judge, work, chunksize=1):
             print(f"{verdict.name} ({verdict.seconds:.0f} s)")
             print(f"    ordering: {verdict.ordering or '-'}")
-            print(f"    outcome:  {verdict.outcome or '-'}", flush=True)
-            if not verdict.ordering and not verdict.outcome:
+            print(f"    atomicity: {verdict.atomicity or '-'}")
+            print(f"    outcome: {verdict.outcome or '-'}", flush=True)
+            if not (verdict.ordering or verdict.atomicity or verdict.outcome):
                 survivors.append(verdict.name)
     for bug, argument in NOT_HERE.items():
         print(f"{bug}\n    cannot be: {argument}")
