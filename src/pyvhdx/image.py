@@ -12,7 +12,7 @@ import operator
 import os
 import threading
 import warnings
-from functools import partial
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from pyvhdx._core.opening import open_file
@@ -99,7 +99,7 @@ class VHDXImage(io.RawIOBase):
         """Go on for reading and writing; a pending log is replayed into the file."""
         try:
             self._use(prepare(self._file, sync=sync))
-            self._writer = ImageWriter(self._file, sync=sync, read=partial(read_into, self))
+            self._writer = ImageWriter(self._file, sync=sync, read=_reader_of(self))
         except ImageError as error:
             error.name = self.name
             raise
@@ -497,7 +497,9 @@ class VHDXImage(io.RawIOBase):
 
     def __del__(self) -> None:
         if hasattr(self, "_owns_parent") and not self.closed:
-            warnings.warn(f"unclosed image {self.name!r}", ResourceWarning, source=self, stacklevel=2)
+            lost = self._writer is not None and self._writer.session.has_unflushed
+            note = ": what was not flushed is not committed" if lost else ""
+            warnings.warn(f"unclosed image {self.name!r}{note}", ResourceWarning, source=self, stacklevel=2)
             for image in self._to_close():
                 image._release()
 
@@ -507,6 +509,18 @@ class VHDXImage(io.RawIOBase):
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._reopen is None or self.closed:
-            raise TypeError("only an open image that was opened by path can be pickled")
+            raise TypeError("only an open image that was opened for reading and by path can be pickled")
         opener, arguments = self._reopen
         return opener, (*arguments, self._position)
+
+
+def _reader_of(image: VHDXImage) -> Callable[[memoryview, int], None]:
+    """Return what fills a buffer through the chain, without keeping the image alive when it is forgotten."""
+    known = weakref.ref(image)
+
+    def read(buffer: memoryview, offset: int) -> None:
+        here = known()
+        assert here is not None  # it is writing
+        read_into(here, buffer, offset)
+
+    return read

@@ -125,6 +125,11 @@ class Session:
         return self._is_ready and self._log.is_visible
 
     @property
+    def has_unflushed(self) -> bool:
+        """Whether changes wait that only a flush or a close makes durable."""
+        return bool(self.file.pages.waiting()) or self.medium.payload_pending
+
+    @property
     def space(self) -> Space:
         """The map of the file; there from the first change on."""
         assert self._space is not None

@@ -19,8 +19,16 @@ A recording tells what a power cut at any moment could have left::
         with pyvhdx.open(cuts.after(cut, random.Random(cut))) as image:
             ...  # what was flushed is there
 
-Whatever has the methods of `Storage` will do; see its docstring for what each must promise.  It is
-never closed by the image, as a file object is not.
+Whatever has the attribute `name` and the methods of `Storage` will do, a subclass of `MemoryStorage` that
+fails to read, say; the docstring of `Storage` says what each must promise.  Images never close it, as they
+close no file object, and take no lock on it.
+
+`RecordingStorage` and `FailingStorage` stand over another storage, their attribute `storage`.  Put the one
+that fails outside: ``FailingStorage(RecordingStorage(MemoryStorage()), ...)`` records the half of a short
+write, which is in the file, and the other way round does not.
+
+A differencing child in memory needs its parent at a path when it is created, and ``parent=`` whenever it is
+opened.
 """
 
 from __future__ import annotations
@@ -60,9 +68,9 @@ class Event(NamedTuple):
 
 class RecordingStorage(Wrapper):
     """
-    Remembers what happened to another storage, in `events`, in order.
+    Remembers what happened to another storage, in the list `events`, in order.
 
-    An event is entered when it has happened; a call that raised is none.
+    An event is entered when it has happened; a call that raised is none.  Clear the list to begin anew.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -102,7 +110,9 @@ class FailingStorage(Wrapper):
 
     The call raises *error*, and nothing happens; ``at=None`` never fails.  `calls` counts them.  With
     *for_good* every later call fails too, as a dead disk does.  With *short* a write that fails has
-    written its first half.  All four can be set between calls, under these names.
+    written its first half.  All four can be set between calls, under these names.  A full disk is
+    ``error=lambda: OSError(errno.ENOSPC, "full")``.  Not every failed call comes up: where the file cannot
+    be made longer by a step, as much as is needed is tried.
     """
 
     def __init__(
@@ -158,8 +168,9 @@ class PowerCut:
     between two flushes: each such unit of what was written since the last one is there or not, in
     any of the versions that it had, and so is each change of the file's length.
 
-    The answers take memory in proportion to what was written.  Ask for cuts in ascending order:
-    going back begins anew.
+    `after` draws one of the many contents that are possible; ask as often as you like: about a third of
+    the answers have nothing of what was pending, a third all of it.  They take memory in proportion to what
+    was written.  Ask for cuts in ascending order: going back begins anew.
     """
 
     def __init__(self, before: MemoryStorage, events: Sequence[Event]) -> None:
@@ -172,7 +183,13 @@ class PowerCut:
         self._covered = 0  # so many events are behind the last flush
 
     def pending(self, cut: int) -> Sequence[Event]:
-        """Return the events since the last flush, where the power is cut behind *cut* events."""
+        """
+        Return the events since the last flush, where the power is cut behind *cut* events, 0 to all.
+
+        Raises `ValueError` for other numbers.
+        """
+        if not 0 <= cut <= len(self._events):
+            raise ValueError(f"cut is {cut}, and there are {len(self._events)} events")
         if cut < self._covered:
             self._begin()
         for number in range(self._covered, cut):

@@ -555,6 +555,9 @@ def main() -> int:
     if parsed.list:
         print("\n".join(MUTANTS))
         return 0
+    unknown = [name for name in parsed.names if name not in MUTANTS]
+    if unknown:
+        parser.error(f"no such mutant: {', '.join(unknown)}; --list names them")
     survivors = []
     work = [(name, parsed.programs) for name in parsed.names or MUTANTS]
     with multiprocessing.get_context("spawn").Pool(parsed.processes, maxtasksperchild=1) as pool:

@@ -97,13 +97,12 @@ class Outcome:
         if digest in self._seen:
             return
         self._seen.add(digest)
-        allowed = self.run.model.allowed(cut)
         items = self.run.model.allowed_items(cut)
         examine(left, is_closed=False)
         recording = RecordingStorage(left.copy())
         with pyvhdx.open(recording, parent=self.run.start.parent or "auto") as image:
             self.counts["dirty"] += image.log_pending
-            content = self._compare(image, allowed, items)
+            content = self._compare(image, cut, items)
         assert not recording.events, "a read-only open changed the file"
         if by_qemu and self.run.shape.kind != "differencing" and self.run.shape.sector == UNIT:
             self._compare_with_qemu(left, content)
@@ -127,10 +126,11 @@ class Outcome:
             assert image.pread(image.size, 0) == content
         self.counts["images"] += 1
 
-    def _compare(
-        self, image: pyvhdx.VHDXImage, allowed: dict[int, set[bytes | None]], items: set[bytes | None]
-    ) -> bytes:
+    def _compare(self, image: pyvhdx.VHDXImage, cut: int, items: set[bytes | None]) -> bytes:
         content = image.pread(image.size, 0)
+        item = image.user_metadata.get(ITEM)
+        assert item in items, "the user item is a third thing"
+        allowed = self.run.model.allowed(cut, beside=item)
         at = 0
         for unit in sorted(allowed):
             start = unit * UNIT
@@ -144,8 +144,6 @@ class Outcome:
                 )
             at = start + UNIT
         assert content[at:] == self.run.start.content[at:]
-        item = image.user_metadata.get(ITEM)
-        assert item in items, "the user item is a third thing"
         return content
 
     def _compare_with_qemu(self, left: MemoryStorage, content: bytes) -> None:

@@ -179,9 +179,16 @@ class Model:
         """Note that a flush has returned after *events*."""
         self.acknowledged.append((events, turn))
 
-    def allowed(self, cut: int) -> dict[int, set[bytes | None]]:
-        """Return what each unit that was ever written may hold after a cut behind *cut* events."""
+    def allowed(self, cut: int, *, beside: bytes | None) -> dict[int, set[bytes | None]]:
+        """
+        Return what each unit that was ever written may hold after a cut behind *cut* events.
+
+        *beside* is the user item that was found: what was written before it is not older than it.
+        """
         durable = self._durable(cut)
+        turns = [version.turn for version in self.items if version.what == beside]
+        if len(turns) == 1:  # or it does not tell which one it is
+            durable = max(durable, *turns)
         return {unit: _possible(versions, durable, cut) for unit, versions in self.versions.items()}
 
     def allowed_items(self, cut: int) -> set[bytes | None]:

@@ -932,3 +932,16 @@ class TestLocks:
             open_local(path, write=True, use=locks.WRITER)
         file.close()
         open_local(path, write=True, use=locks.WRITER).close()
+
+
+def test_a_forgotten_image_gives_its_lock_back_at_once(path: Path) -> None:
+    """Without waiting for the garbage collector, as a file does; and says what became of the changes."""
+    gc.disable()
+    try:
+        image = pyvhdx.open(path, "r+")
+        image.pwrite(b"forgotten", 5 * MIB + 1)
+        with pytest.warns(ResourceWarning, match="what was not flushed is not committed"):
+            del image
+        pyvhdx.open(path, "r+").close()
+    finally:
+        gc.enable()

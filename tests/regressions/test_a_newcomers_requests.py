@@ -216,7 +216,7 @@ class TestSentences:
         with pytest.raises(pyvhdx.LockedError, match="lock=False"):
             pyvhdx.open(disk)
         _, _, said = call(capsys, "info", disk)
-        assert "close it there, or use -U" in said
+        assert "close it there, or, if nothing writes to it, use -U" in said
         _, _, said = call(capsys, "create", disk, "1M", "--force")
         assert said.endswith("close it there\n")
         assert "lock=" not in said

@@ -94,6 +94,12 @@ class TestPowerCut:
         left = {cuts.after(2, draw).read_at(200, 0) for _ in range(200)}
         assert left == {bytes(200), b"a" * 100 + bytes(100), b"a" * 100 + b"b" * 100}
 
+    def test_knows_no_moments_outside_the_recording(self) -> None:
+        cuts = PowerCut(MemoryStorage(), [Event("flush")])
+        for cut in (-1, 2):
+            with pytest.raises(ValueError, match="1 events"):
+                cuts.after(cut, random.Random(0))
+
     def test_goes_back(self) -> None:
         cuts = PowerCut(MemoryStorage(), self.EVENTS)
         assert [len(cuts.pending(cut)) for cut in (6, 5, 2, 0, 1)] == [0, 3, 0, 0, 1]

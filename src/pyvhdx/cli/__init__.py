@@ -119,7 +119,9 @@ def _sentence(error: BaseException, parsed: argparse.Namespace) -> str:
     sentence = str(error)
     # What Python's parameters are called is no help here.
     if isinstance(error, LockedError):
-        return sentence.replace(WITHOUT_LOCKS, ", or use -U" if hasattr(parsed, "force_share") else "")
+        return sentence.replace(
+            WITHOUT_LOCKS, ", or, if nothing writes to it, use -U" if hasattr(parsed, "force_share") else ""
+        )
     sentence = sentence.replace('log="auto"', "--log auto")
     return _PARAMETER.sub(lambda found: "--" + found[0].replace("_", "-"), sentence)
 

@@ -30,7 +30,7 @@ WRITER: Use = ((CONSISTENT_READ, WRITE, RESIZE), (WRITE, RESIZE))
 _HAVE, _UNSHARED = 100, 200
 
 # The end of the sentence, which the command replaces by an option where it has one.
-WITHOUT_LOCKS = ", or open without locks (lock=False)"
+WITHOUT_LOCKS = ", or, if nothing writes to it, open without locks (lock=False)"
 
 # What a file system without such locks answers.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
