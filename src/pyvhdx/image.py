@@ -26,7 +26,7 @@ from pyvhdx.user_metadata import UserMetadata
 from pyvhdx.writing import ImageWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from uuid import UUID
 
     from typing_extensions import Self
