@@ -25,6 +25,7 @@ from pyvhdx.image import VHDXImage
 from pyvhdx.info import Extent, ImageInfo
 from pyvhdx.ops.convert import ConvertReport, convert
 from pyvhdx.ops.create import create
+from pyvhdx.ops.salvage import SalvageReport, UnreadableRange, salvage
 from pyvhdx.user_metadata import UserMetadata
 
 __all__ = [
@@ -44,8 +45,10 @@ __all__ = [
     "ParentMismatchError",
     "ParentNotFoundError",
     "RequestError",
+    "SalvageReport",
     "StateError",
     "TrimMode",
+    "UnreadableRange",
     "UnsupportedImageError",
     "UserMetadata",
     "VHDXError",
@@ -55,4 +58,5 @@ __all__ = [
     "create",
     "is_vhdx",
     "open",
+    "salvage",
 ]

@@ -1,8 +1,8 @@
-"""The three things that can be said of a rule that a file breaks."""
+"""The things that can be said of a rule that a file breaks."""
 
 from __future__ import annotations
 
-from pyvhdx.errors import CorruptImageError, Finding, UnsupportedImageError
+from pyvhdx.errors import CorruptImageError, Finding, ImageError, UnsupportedImageError
 
 
 def corrupt(code: str, structure: str, offset: int, section: str, message: str) -> CorruptImageError:
@@ -17,4 +17,14 @@ def unsupported(code: str, structure: str, offset: int, section: str, message: s
 
 def tolerated(code: str, structure: str, offset: int, section: str, message: str) -> Finding:
     """The rule is broken, and what is read is right all the same."""
+    return Finding(code, "warning", structure, offset, section, message)
+
+
+def overcome(error: ImageError) -> Finding:
+    """The rule is broken, a strict open stops there, and a salvage went on."""
+    return Finding(error.code, "corrupt", error.structure, error.offset, error.section, error.message)
+
+
+def guessed(code: str, structure: str, offset: int, section: str, message: str) -> Finding:
+    """What the file does not tell any more was taken from elsewhere."""
     return Finding(code, "warning", structure, offset, section, message)

@@ -61,15 +61,8 @@ def open_file(storage: Storage, *, replay_log: bool = True) -> OpenFile:
     replay = None
     if header.log_guid != c.ZERO_GUID:
         replay = replay_of(storage, header)
-        if replay.entries and not replay_log:
-            raise LogPendingError(
-                f"{count_of(replay.entries)} must be replayed first, and that was refused; "
-                'log="auto" replays in memory and changes no file',
-                "LOG-PENDING",
-                "log",
-                header.log_offset,
-                "2.3.3",
-            )
+        if not replay_log:
+            refuse_pending(replay, header.log_offset)
     shown = overlay_of(storage, replay)
     regions = regions_of(shown, header)
     pages = Pages(shown.read_at)
@@ -105,6 +98,19 @@ def open_file(storage: Storage, *, replay_log: bool = True) -> OpenFile:
         replay=replay,
         findings=findings,
     )
+
+
+def refuse_pending(replay: Replay, log_offset: int) -> None:
+    """Raise `LogPendingError` where there is anything to replay."""
+    if replay.entries:
+        raise LogPendingError(
+            f"{count_of(replay.entries)} must be replayed first, and that was refused; "
+            'log="auto" replays in memory and changes no file',
+            "LOG-PENDING",
+            "log",
+            log_offset,
+            "2.3.3",
+        )
 
 
 def read_identifier(storage: Storage) -> str:

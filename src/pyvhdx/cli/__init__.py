@@ -19,7 +19,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from pyvhdx._version import __version__
-from pyvhdx.cli import convert, create, dump, info, map, meta, read, trim, write
+from pyvhdx.cli import convert, create, dump, info, map, meta, read, salvage, trim, write
 from pyvhdx.cli.common import printable
 from pyvhdx.errors import LockedError, LogPendingError, ParentError, RequestError, VHDXError
 from pyvhdx.storage.locks import WITHOUT_LOCKS
@@ -27,7 +27,7 @@ from pyvhdx.storage.locks import WITHOUT_LOCKS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_COMMANDS = (create, info, map, read, write, trim, meta, convert, dump)
+_COMMANDS = (create, info, map, read, write, trim, meta, convert, salvage, dump)
 
 # What sentences about a parameter begin with.
 _PARAMETER = re.compile(
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", UserWarning)
             warnings.simplefilter("always", RuntimeWarning)
             warnings.showwarning = _show_warning
-            parsed.run(parsed)
+            status: int | None = parsed.run(parsed)
             sys.stdout.flush()
     except BrokenPipeError:
         # The reader has enough; Python must not complain when it flushes at its end.
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (VHDXError, OSError) as error:
         print(f"pyvhdx: error: {printable(_sentence(error, parsed))}", file=sys.stderr)
         return next(status for kind, status in _STATUS if isinstance(error, kind))
-    return 0
+    return status or 0
 
 
 class _ClosedOutput(io.TextIOBase):
