@@ -33,6 +33,7 @@ class Owners:
         self.places = array("Q")
         self.partial: set[int] = set()
         self.last = -1
+        self._last_without_place = -1
 
     def add(self, first: int, entries: Sequence[int], file_size: int) -> None:
         """Take note of the entries from index *first* on; those that no block may have are left out."""
@@ -42,11 +43,20 @@ class Owners:
             if not entry or not is_entry(entry, file_size):
                 continue
             self.last = index
-            if entry & c.STATE_MASK >= _STORED and len(self.indexes) < MAX_OWNERS:
+            if entry & c.STATE_MASK < _STORED:
+                self._last_without_place = index
+            elif len(self.indexes) < MAX_OWNERS:
                 self.indexes.append(index)
                 self.places.append(entry & c.OFFSET_MASK)
                 if entry & c.STATE_MASK == _PARTIAL:
                     self.partial.add(index)
+
+    def last_payload(self, ratio: int) -> int:
+        """Return the last index that is not 0 and no slot of a sector bitmap; -1 without any."""
+        if len(self.indexes) == MAX_OWNERS:
+            return self.last
+        last = next((i for i in reversed(self.indexes) if i % (ratio + 1) != ratio), -1)
+        return max(last, self._last_without_place)
 
 
 class Parameters(NamedTuple):
@@ -149,10 +159,8 @@ def guess_size(
     """
     block_size, sector, has_parent = parameters
     ratio = c.SECTORS_PER_CHUNK * sector // block_size
-    last = owners.last
-    if last >= 0 and last % (ratio + 1) == ratio:
-        last -= 1
-    blocks = last - last // (ratio + 1) + 1
+    last = owners.last_payload(ratio)
+    blocks = last + 1 - (last + 1) // (ratio + 1)
     most = min((held_entries - held_entries // (ratio + 1)) * block_size, c.MAX_VIRTUAL_SIZE)
     used = min(max(blocks, 1) * block_size, max(most, block_size))
     for clue in clues:
