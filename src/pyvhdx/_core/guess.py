@@ -37,10 +37,14 @@ class Owners:
 
     def add(self, first: int, entries: Sequence[int], file_size: int) -> None:
         """Take note of the entries from index *first* on; those that no block may have are left out."""
-        if not any(entries):
+        good = {entry for entry in set(entries) if entry and is_entry(entry, file_size)}
+        if not good:
+            return
+        if len(self.indexes) == MAX_OWNERS:
+            self.last = first + next(n for n in range(len(entries) - 1, -1, -1) if entries[n] in good)
             return
         for index, entry in enumerate(entries, first):
-            if not entry or not is_entry(entry, file_size):
+            if entry not in good:
                 continue
             self.last = index
             if entry & c.STATE_MASK < _STORED:

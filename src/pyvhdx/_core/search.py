@@ -9,6 +9,7 @@ VHDX files itself.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyvhdx._core.guess import Owners, guess_parameters, is_entry
@@ -18,6 +19,7 @@ from pyvhdx.format.metadata import MetadataTableEntry, MetadataTableHeader
 from pyvhdx.format.table import integers
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Iterator
 
     from pyvhdx._types import ReadAt
@@ -107,16 +109,23 @@ def _may_be_entries(page: bytes, storage: Storage, at: int, file_size: int) -> b
         if start is None:
             return False
         page = data[start : start + PAGE_SIZE]
-    return _are_entries(page, file_size)
+    return _are_entries(integers("Q", page[: len(page) & -c.BAT_ENTRY_SIZE]), file_size)
 
 
-def _are_entries(data: bytes, file_size: int) -> bool:
-    entries = integers("Q", data[: len(data) & -c.BAT_ENTRY_SIZE])
-    return all(is_entry(entry, file_size) for entry in entries)
+def _are_entries(entries: array[int], file_size: int) -> bool:
+    """Return whether so many of these are entries that the others may be damaged ones: three of four."""
+    counts = Counter(entries)
+    wrong, most = 0, (len(entries) - counts[0]) // 4
+    for entry, count in counts.items():
+        if entry and not is_entry(entry, file_size):
+            wrong += count
+            if wrong > most:
+                return False
+    return True
 
 
 def measure(read: ReadAt, start: int, file_size: int, stop: int) -> Table:
-    """Return what of *start* to *stop* is entries, up to the first that no BAT may hold, or to a long gap."""
+    """Return what of *start* to *stop* is entries, up to the first 64 KiB that are not, or to a long gap."""
     owners = Owners()
     at = end = start
     while at < min(stop, file_size) and at - end < _MAX_GAP:
@@ -126,11 +135,10 @@ def measure(read: ReadAt, start: int, file_size: int, stop: int) -> Table:
             break
         if data.count(0) < len(data):
             entries = integers("Q", data)
-            good = next((n for n, e in enumerate(entries) if not is_entry(e, file_size)), len(entries))
-            owners.add((at - start) // c.BAT_ENTRY_SIZE, entries[:good], file_size)
-            end = start + (owners.last + 1) * c.BAT_ENTRY_SIZE
-            if good < len(entries):
+            if not _are_entries(entries, file_size):
                 break
+            owners.add((at - start) // c.BAT_ENTRY_SIZE, entries, file_size)
+            end = start + (owners.last + 1) * c.BAT_ENTRY_SIZE
         at += len(data)
     return Table(start, end, owners)
 

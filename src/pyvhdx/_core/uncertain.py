@@ -26,7 +26,7 @@ from pyvhdx.format.constants import (
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from pyvhdx._core.doubts import Doubts
     from pyvhdx._core.geometry import Geometry
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _ENTRIES = PAGE_SIZE // BAT_ENTRY_SIZE
 _FULLY_PRESENT = int(PayloadState.FULLY_PRESENT)
 _RESERVED_STATES = (4, 5)
+_MAX_JUDGED = 1 << 16
 
 
 class UncertainTable(BlockAllocationTable):
@@ -66,17 +67,39 @@ class UncertainTable(BlockAllocationTable):
 
     def run_end(self, block: int, limit: int) -> int:
         """Return the first block after *block* whose entry is known to be another, or not known to be the same."""
-        number = self._number(block)
-        place = bisect_left(self._in_doubt, number)
-        if place < len(self._in_doubt):
-            if self._in_doubt[place] == number:
-                return block + 1
-            limit = min(limit, max(block + 1, self._first_block(self._in_doubt[place])))
-        limit = min(limit, max(block + 1, self.known_blocks))
+        limit = self._certain_end(block, limit)
         try:
             return super().run_end(block, limit)
         except OSError:
             return min(limit, self.page_end(block))
+
+    def wrong_end(self, block: int, limit: int, is_wrong: Callable[[int], bool]) -> int:
+        """Return the first block from *block* on whose entry is not wrong, or not known to be."""
+        limit = self._certain_end(block, limit) if block < limit else block
+        ratio = self._geometry.chunk_ratio
+        while block < limit:
+            index = self._geometry.payload_index(block)
+            start = index % _ENTRIES
+            try:
+                page = self._page(index // _ENTRIES)
+            except OSError:
+                break
+            stop = min(len(page), start + min(limit - block, ratio - block % ratio))
+            if stop <= start:
+                break
+            entries = page[start:stop]
+            if not all(map(is_wrong, set(entries))):  # mostly they are all alike
+                return block + next(n for n, entry in enumerate(entries) if not is_wrong(entry))
+            block += len(entries)
+        return block
+
+    def _certain_end(self, block: int, limit: int) -> int:
+        """Return up to where, after *block*, no entry is in doubt or missing; at least the next block."""
+        end = min(limit, self.known_blocks)
+        place = bisect_left(self._in_doubt, self._number(block))
+        if place < len(self._in_doubt):
+            end = min(end, self._first_block(self._in_doubt[place]))
+        return max(block + 1, end)
 
     def page_end(self, block: int) -> int:
         """Return the first block whose entry stands in a later page than that of *block*."""
@@ -130,6 +153,7 @@ class UncertainMap(BlockMap):
     ) -> None:
         super().__init__(geometry, bat, pages, file_size, taken, differencing=differencing)
         self._table = bat
+        self._wrong: dict[int, bool] = {}
         self._doubts = doubts
 
     def fault(self, offset: int) -> ImageError | OSError | None:
@@ -175,20 +199,25 @@ class UncertainMap(BlockMap):
             return end
         if isinstance(error, OSError):
             return self._table.page_end(block) << shift
-        block += 1
-        try:
-            while block <= last and self._is_wrong(self._bat.payload(block)):
-                block += 1
-        except (ImageError, OSError):
-            pass  # it is looked at next
-        return block << shift
+        # The block's own entry may be right, and the fault in its bitmap: what follows is judged by itself.
+        return self._table.wrong_end(block + 1, last + 1, self._is_wrong) << shift
 
     def _is_wrong(self, entry: int) -> bool:
-        """Return whether an entry is wrong at first sight."""
-        state, place = entry & STATE_MASK, entry & OFFSET_MASK
-        return state in _RESERVED_STATES or (
-            state >= _FULLY_PRESENT and not HEADER_SECTION_SIZE <= place < self.file_size
-        )
+        """Return whether an entry is wrong whatever its block; entries are asked for by the million."""
+        wrong = self._wrong.get(entry)
+        if wrong is None:
+            state, place = entry & STATE_MASK, entry & OFFSET_MASK
+            wrong = state in _RESERVED_STATES or (
+                state >= _FULLY_PRESENT
+                and (
+                    not HEADER_SECTION_SIZE <= place < self.file_size
+                    or self._owner(place, place + self._geometry.block_size) is not None
+                )
+            )
+            if len(self._wrong) >= _MAX_JUDGED:
+                self._wrong.clear()
+            self._wrong[entry] = wrong
+        return wrong
 
     def _remember(self, block: int, entry: int) -> int:
         return self._locate(block, entry)  # nothing is kept: what is kept is read without a look at `_inside`
