@@ -103,7 +103,7 @@ def test_only_these_functions_write_to_a_file() -> None:
         "ops/build.py:finish",
         "ops/build.py:write",
         "ops/convert.py:_write_raw",
-        "ops/convert.py:convert",
+        "ops/convert.py:write_target",
         "ops/create.py:create",
     }
 

@@ -26,6 +26,7 @@ from pyvhdx.info import Extent, ImageInfo
 from pyvhdx.ops.check import CheckReport, check
 from pyvhdx.ops.convert import ConvertReport, convert
 from pyvhdx.ops.create import create
+from pyvhdx.ops.salvage import SalvageReport, UnreadableRange, salvage
 from pyvhdx.user_metadata import UserMetadata
 
 __all__ = [
@@ -46,8 +47,10 @@ __all__ = [
     "ParentMismatchError",
     "ParentNotFoundError",
     "RequestError",
+    "SalvageReport",
     "StateError",
     "TrimMode",
+    "UnreadableRange",
     "UnsupportedImageError",
     "UserMetadata",
     "VHDXError",
@@ -58,4 +61,5 @@ __all__ = [
     "create",
     "is_vhdx",
     "open",
+    "salvage",
 ]

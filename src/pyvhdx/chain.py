@@ -14,13 +14,16 @@ import os
 import posixpath
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
+from pyvhdx._core.findings import corrupt
 from pyvhdx._core.locator import ParentLocator, read_locator
 from pyvhdx._core.parent_paths import Candidate, candidates
+from pyvhdx._core.recover import Hints
 from pyvhdx.errors import (
     ImageError,
     LockedError,
     LogPendingError,
     ParentCycleError,
+    ParentError,
     ParentMismatchError,
     ParentNotFoundError,
     RequestError,
@@ -53,6 +56,7 @@ class OpenOptions(NamedTuple):
     verify_parent: bool
     log: str
     lock: bool
+    salvage: bool = False
     write: bool = False
 
 
@@ -66,6 +70,7 @@ def open(
     within: PathLike | None = None,
     verify_parent: bool = True,
     log: str = "auto",
+    salvage: bool = False,
     lock: bool = True,
     sync: bool = True,
 ) -> VHDXImage:
@@ -86,7 +91,10 @@ def open(
     is False, which is for reading only.
 
     *log*: ``"auto"`` replays a pending log, with ``"r"`` in memory, which leaves the file as it is, and
-    with ``"r+"`` into the file; ``"refuse"`` raises `LogPendingError`.  *lock* keeps other programs
+    with ``"r+"`` into the file; ``"refuse"`` raises `LogPendingError`.  With *salvage*, for reading only, a
+    file is opened that is refused otherwise, and so are its parents: what is certain is read, the rest
+    is ``"unreadable"`` in `extents`, a read there raises, and `warnings` says what was wrong and what was
+    guessed; a parent that is not found is done without.  *lock* keeps other programs
     out as far as this use asks for it, with the locks that QEMU uses (Linux) or share modes (Windows).
     ``sync=False`` leaves out the durability barriers, for images that a power cut may take.
 
@@ -99,26 +107,41 @@ def open(
     write = _MODES[mode] == "r+"
     if write and not verify_parent:
         raise RequestError("verify_parent=False is for reading only: what is written belongs to one parent")
+    if write and salvage:
+        raise RequestError("salvage=True is for reading only: a broken file is repaired, not written to")
     options = options_of(
         search=search,
         allow_absolute=allow_absolute,
         within=within,
         verify_parent=verify_parent,
         log=log,
+        salvage=salvage,
         lock=lock,
         write=write,
     )
+    return _open_chain(source, parent, options, Hints() if salvage else None, sync=sync)
+
+
+def open_salvaged(source: Source, hints: Hints, **how: Any) -> VHDXImage:
+    """Open for reading what `open` opens with ``salvage=True``, with *hints* for the image itself."""
+    parent = how.pop("parent", "auto")
+    return _open_chain(source, parent, options_of(salvage=True, **how), hints, sync=False)
+
+
+def _open_chain(
+    source: Source, parent: ParentChoice, options: OpenOptions, hints: Hints | None, *, sync: bool
+) -> VHDXImage:
     reopen = None
-    if isinstance(source, (str, os.PathLike)) and not write:
+    if isinstance(source, (str, os.PathLike)) and not options.write and hints in (None, Hints()):
         named = (
             os.path.abspath(parent) if isinstance(parent, (str, os.PathLike)) and parent != "auto" else parent
         )
         reopen = (_unpickle, (os.path.abspath(source), named, options))
-    image = _open_file(source, options, reopen)
+    image = _open_file(source, options, reopen, hints=hints)
     try:
         if parent is not False:
             _attach_parents(image, parent, options._replace(write=False))
-        if write:
+        if options.write:
             image._make_writable(sync=sync)
     except BaseException:
         image.close()
@@ -133,6 +156,7 @@ def options_of(
     within: PathLike | None = None,
     verify_parent: bool = True,
     log: str = "auto",
+    salvage: bool = False,
     lock: bool = True,
     write: bool = False,
 ) -> OpenOptions:
@@ -145,6 +169,7 @@ def options_of(
         within=None if within is None else _within(within),
         verify_parent=verify_parent,
         log=log,
+        salvage=salvage,
         lock=lock,
         write=write,
     )
@@ -206,11 +231,18 @@ def is_vhdx(source: Source) -> bool:
 
 
 def _open_file(
-    source: Source, options: OpenOptions, reopen: tuple[Any, ...] | None = None, *, trusted: bool = True
+    source: Source,
+    options: OpenOptions,
+    reopen: tuple[Any, ...] | None = None,
+    *,
+    trusted: bool = True,
+    hints: Hints | None = None,
 ) -> VHDXImage:
     """Open one file; a path that is not *trusted* must be a regular file and no link."""
     storage = open_storage(source, options, trusted=trusted)
-    return VHDXImage._open(storage, replay_log=options.log == "auto", reopen=reopen)
+    if options.salvage and hints is None:
+        hints = Hints()
+    return VHDXImage._open(storage, replay_log=options.log == "auto", reopen=reopen, salvage=hints)
 
 
 def open_storage(source: Source, options: OpenOptions, *, trusted: bool = True) -> Storage:
@@ -254,7 +286,15 @@ def attach_parents(image: VHDXImage, choice: ParentChoice, options: OpenOptions)
         child = chain[-1]
         if given and child is not image:
             choice = "auto"
-        parent, owned = _find(child, choice, chain, options)
+        try:
+            parent, owned = _find(child, choice, chain, options)
+        except LogPendingError:
+            raise
+        except (ParentError, ImageError) as error:
+            if not options.salvage or choice != "auto":
+                raise
+            child._do_without_parent(str(error))
+            return
         child._attach(parent, owned=owned)
         yield parent
         if not owned:
@@ -410,6 +450,10 @@ def leads_to(child: VHDXImage, image: VHDXImage, options: OpenOptions) -> list[t
 def locator_of(child: VHDXImage) -> ParentLocator:
     """Return the parent locator of a differencing image."""
     system = child._file.metadata.system
+    if PARENT_LOCATOR not in system:  # only with salvage=True
+        error = corrupt("LOCATOR-MISSING", "metadata table", 0, "2.6.2.6", "there is no parent locator left")
+        error.name = child.name
+        raise error
     try:
         return read_locator(system[PARENT_LOCATOR], system.place(PARENT_LOCATOR))
     except ImageError as error:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from pyvhdx._core.opening import OpenFile
+    from pyvhdx._core.recover import Hints
     from pyvhdx._types import Buffer
     from pyvhdx.format.header import Header
     from pyvhdx.storage import Storage
@@ -74,14 +75,28 @@ class VHDXImage(io.RawIOBase):
         self._places = file.blocks.places
 
     @classmethod
-    def _open(cls, storage: Storage, *, replay_log: bool, reopen: tuple[Any, ...] | None = None) -> VHDXImage:
+    def _open(
+        cls,
+        storage: Storage,
+        *,
+        replay_log: bool,
+        reopen: tuple[Any, ...] | None = None,
+        salvage: Hints | None = None,
+    ) -> VHDXImage:
         """
         Open one file, without its parent; the image closes *storage*, also when this raises.
 
-        *reopen*, a function and its arguments but the position, makes an equal image for pickle.
+        *reopen*, a function and its arguments but the position, makes an equal image for pickle.  With
+        *salvage* what a strict open refuses is read as far as it can be.
         """
         try:
-            return cls(open_file(storage, replay_log=replay_log), reopen)
+            if salvage is None:
+                file = open_file(storage, replay_log=replay_log)
+            else:
+                from pyvhdx._core.recover import recover_file  # noqa: PLC0415 - most images are whole
+
+                file = recover_file(storage, salvage, replay_log=replay_log)
+            return cls(file, reopen)
         except ImageError as error:
             error.name = storage.name
             storage.close()
@@ -94,6 +109,11 @@ class VHDXImage(io.RawIOBase):
         """Put the parent in, which has been verified; an *owned* one is closed with this image."""
         self._parent = parent
         self._owns_parent = owned
+
+    def _do_without_parent(self, why: str) -> None:
+        """Note that a salvage found no parent: what is in it is unreadable."""
+        wrong = Finding("PARENT-MISSING", "corrupt", "Parent Locator", 0, "2.6.2.6", why)
+        self._file = self._file._replace(findings=[*self._file.findings, wrong])
 
     def _make_writable(self, *, sync: bool) -> None:
         """Go on for reading and writing; a pending log is replayed into the file."""
@@ -225,6 +245,8 @@ class VHDXImage(io.RawIOBase):
         from pyvhdx.format.constants import PARENT_LOCATOR  # noqa: PLC0415
 
         system = self._file.metadata.system
+        if PARENT_LOCATOR not in system:  # a salvage guessed that there was one
+            return None, []
         try:
             return read_pairs(system[PARENT_LOCATOR], system.place(PARENT_LOCATOR)), []
         except ImageError as error:  # it was opened with parent=False, so nothing depends on it

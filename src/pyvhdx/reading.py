@@ -52,6 +52,8 @@ def read_into(top: Member, view: memoryview, start: int) -> None:
                 break  # the place may be another block's by now: look again, from here on
             if done != length:
                 raise _cut(image, file_offset + done)
+            if kind is Kind.UNREADABLE:
+                raise fault(image, offset)
             if kind is not Kind.DATA:
                 _fill_with_zeros(piece)
             at = offset + length
@@ -114,16 +116,33 @@ def walk(top: Member, offset: int, length: int) -> Iterator[tuple[Member, int, K
             continue
         parent = image.parent
         if parent is None:
-            raise ParentNotFoundError(
-                f"{image.name}: bytes {at:#x} to {at + run:#x} are in the parent, and this image was opened "
-                "without it (parent=False, --no-parent)"
-            )
+            if not image._blocks.has_unreadable:
+                raise _without_parent(image, at, run)
+            yield image, depth, Kind.UNREADABLE, at, run, 0
+            continue
         inside = max(0, min(run, parent._size - at))
         if inside < run:
             behind = Segment(Kind.ABSENT, at + inside, run - inside, 0)
             stack.append((depth + 1, iter([behind]), True))
         if inside:
             stack.append((depth + 1, _plan(parent, at, inside), not parent._file.metadata.has_parent))
+
+
+def fault(image: Member, offset: int) -> ImageError | OSError | ParentNotFoundError:
+    """Return why *image* cannot say what the byte at an offset is, which its map calls unreadable."""
+    found = image._blocks.fault(offset)
+    if found is None:
+        return _without_parent(image, offset, 1)
+    if isinstance(found, ImageError):
+        found.name = image.name
+    return found
+
+
+def _without_parent(image: Member, offset: int, length: int) -> ParentNotFoundError:
+    return ParentNotFoundError(
+        f"{image.name}: bytes {offset:#x} to {offset + length:#x} are in the parent, and this image was opened "
+        "without it (parent=False, --no-parent)"
+    )
 
 
 def _fill_with_zeros(view: memoryview) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pyvhdx._core import bitmap
 from pyvhdx._core.geometry import Geometry
-from pyvhdx._core.log_reader import _Outcome
+from pyvhdx._core.log_reader import Outcome
 
 PAGE = 4096
 PAGES = 40
@@ -17,7 +17,7 @@ PAGES = 40
 @given(st.lists(st.tuples(st.integers(0, PAGES - 1), st.integers(0, 12)), max_size=60))
 def test_the_outcome_of_a_log_is_that_of_its_steps_in_order(steps: list[tuple[int, int]]) -> None:
     """Length 0 writes a page, any other zeroes so many pages."""
-    outcome, model = _Outcome(), bytearray(b"\xee" * PAGES * 2)
+    outcome, model = Outcome(), bytearray(b"\xee" * PAGES * 2)
     for number, (page, length) in enumerate(steps, 1):
         if length == 0:
             outcome.write(page * PAGE, bytes([number]) * PAGE)

@@ -37,6 +37,15 @@ class BlockAllocationTable:
         self, pages: Pages, region: RegionTableEntry, geometry: Geometry, *, differencing: bool
     ) -> None:
         needed = geometry.entries_needed(differencing=differencing)
+        self._check_size(region, needed)
+        self._file = pages
+        self._offset = region.file_offset
+        self._geometry = geometry
+        self._needed = needed
+        self._pages: dict[int, array[int]] = {}
+        self._no_entries = array("Q", _ZERO_PAGE)
+
+    def _check_size(self, region: RegionTableEntry, needed: int) -> None:
         if needed * BAT_ENTRY_SIZE > region.length:
             raise corrupt(
                 "BAT-SIZE",
@@ -45,12 +54,6 @@ class BlockAllocationTable:
                 "2.5",
                 f"{region.length} bytes do not hold the {needed} entries that the disk needs",
             )
-        self._file = pages
-        self._offset = region.file_offset
-        self._geometry = geometry
-        self._needed = needed
-        self._pages: dict[int, array[int]] = {}
-        self._no_entries = array("Q", _ZERO_PAGE)
 
     def payload(self, block: int) -> int:
         """Return the entry of a payload block."""

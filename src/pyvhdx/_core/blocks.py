@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pyvhdx._core.geometry import Geometry
     from pyvhdx._core.pages import Pages
     from pyvhdx._core.regions import Span
-    from pyvhdx.errors import CorruptImageError
+    from pyvhdx.errors import CorruptImageError, ImageError
 
 _NOT_PRESENT = int(PayloadState.NOT_PRESENT)
 _FULLY_PRESENT = int(PayloadState.FULLY_PRESENT)
@@ -48,11 +48,16 @@ _MAX_PLACES = 1 << 16
 
 
 class Kind(Enum):
-    """Who decides a range: this file by its bytes, this file by calling it zero, or not this file."""
+    """
+    Who decides a range: this file by its bytes, this file by calling it zero, or not this file.
+
+    UNREADABLE: nobody can say; only files that are opened for salvage have such ranges.
+    """
 
     DATA = "data"
     ZERO = "zero"
     ABSENT = "absent"
+    UNREADABLE = "unreadable"
 
 
 class Segment(NamedTuple):
@@ -87,6 +92,9 @@ class BlockWrite(NamedTuple):
 class BlockMap:
     """The map of one file from virtual ranges to segments; safe for readers from any thread."""
 
+    # Whether a range that cannot be read is a segment of its own, and no error.
+    has_unreadable = False
+
     def __init__(
         self,
         geometry: Geometry,
@@ -107,6 +115,10 @@ class BlockMap:
         self._bitmap_pages: dict[int, bytes] = {}
         # Where each block lies that is known to be wholly present and rightly placed.
         self.places: dict[int, int] = {}
+
+    def fault(self, offset: int) -> ImageError | OSError | None:  # noqa: ARG002 - a salvage knows some
+        """Return why the byte at *offset* of the disk is UNREADABLE; None where it is the parent's."""
+        return None
 
     def plan_read(self, offset: int, length: int) -> Iterator[Segment]:
         """Yield the segments of a range that lies inside the disk, neighbours joined."""
@@ -362,7 +374,7 @@ class BlockMap:
         if place < HEADER_SECTION_SIZE:
             raise self._bad_entry("BAT-OFFSET", block, f"it is present at {place:#x}, in the header section")
         # The disk may end inside its last block, and some writers end the file there too.
-        if place + self._geometry.used_length(block) > self.file_size:
+        if self._payload_end(block, place) > self.file_size:
             raise self._bad_entry(
                 "BAT-RANGE", block, f"it lies at {place:#x}, and the file ends at {self.file_size:#x}"
             )
@@ -379,7 +391,7 @@ class BlockMap:
             wrong = f"its state is {state}"
         elif place < HEADER_SECTION_SIZE:
             wrong = f"it is present at {place:#x}, in the header section"
-        elif place + SECTOR_BITMAP_SIZE > self.file_size:
+        elif self._bitmap_end(block, place) > self.file_size:
             wrong = f"it lies at {place:#x}, and the file ends at {self.file_size:#x}"
         elif owner := self._owner(place, place + SECTOR_BITMAP_SIZE):
             wrong = f"it lies at {place:#x}, on the {owner}"
@@ -388,6 +400,14 @@ class BlockMap:
         at = self._bat.place(self._geometry.bitmap_index(chunk))
         message = f"{wrong}, and block {block} is PARTIALLY_PRESENT"
         raise corrupt("BITMAP-ENTRY", f"BAT entry of sector bitmap {chunk}", at, "2.5.1.2", message)
+
+    def _payload_end(self, block: int, place: int) -> int:
+        """Return up to where the file must reach for a block at *place*."""
+        return place + self._geometry.used_length(block)
+
+    def _bitmap_end(self, block: int, place: int) -> int:  # noqa: ARG002 - a salvage asks for less
+        """Return up to where the file must reach for the bits of a block, in a bitmap at *place*."""
+        return place + SECTOR_BITMAP_SIZE
 
     def _owner(self, start: int, end: int) -> str | None:
         return next((span.owner for span in self.taken if span.start < end and start < span.end), None)

@@ -89,3 +89,13 @@ def read_with(take: Callable[[Problem], object], steps: Steps[_T]) -> _T:
             value: _T = end.value
             return value
         take(problem)
+
+
+def overcome(error: ImageError) -> Finding:
+    """The rule is broken, a strict open stops there, and a salvage went on."""
+    return Finding(error.code, "corrupt", error.structure, error.offset, error.section, error.message)
+
+
+def guessed(code: str, structure: str, offset: int, section: str, message: str) -> Finding:
+    """What the file does not tell any more was taken from elsewhere."""
+    return Finding(code, "warning", structure, offset, section, message)

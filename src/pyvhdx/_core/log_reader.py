@@ -212,7 +212,7 @@ def read_log(ring: Ring, log_guid: UUID, file_size: int) -> Replay:
             )
         )
     limit = min(round_up(max(file_size, head.last_file_offset), ALIGNMENT), MAX_FILE_SIZE)
-    outcome = _Outcome()
+    outcome = Outcome()
     for entry in entries:
         _replay(entry, ring, limit, outcome)
     pages, zeroed = outcome.settle()
@@ -225,7 +225,7 @@ def read_log(ring: Ring, log_guid: UUID, file_size: int) -> Replay:
     return Replay(pages, zeroed, size, entries, findings)
 
 
-def _replay(entry: Entry, ring: Ring, limit: int, outcome: _Outcome) -> None:
+def _replay(entry: Entry, ring: Ring, limit: int, outcome: Outcome) -> None:
     read = ring.reader(entry.position)
     sectors = log_entry.data_sectors(entry, read)
     for kinds, trailing, values, offsets, _ in log_entry.descriptors(entry, read):
@@ -261,7 +261,7 @@ def _wrong_target(entry: Entry, ring: Ring, limit: int, offset: int, length: int
     )
 
 
-class _Outcome:
+class Outcome:
     """
     Collects pages and zeroed ranges in their order, and settles which of them is on top.
 

@@ -27,7 +27,6 @@ from pyvhdx.format.identifier import FileIdentifier, decode_creator
 from pyvhdx.storage import Overlay
 
 if TYPE_CHECKING:
-    from pyvhdx._core.log_entry import Entry
     from pyvhdx.errors import Finding
     from pyvhdx.storage import Storage
 
@@ -62,8 +61,8 @@ def open_file(storage: Storage, *, replay_log: bool = True) -> OpenFile:
     replay = None
     if header.log_guid != c.ZERO_GUID:
         replay = replay_of(storage, header)
-        if replay.entries and not replay_log:
-            raise log_pending(replay.entries, header.log_offset)
+        if not replay_log:
+            refuse_pending(replay, header.log_offset)
     shown = overlay_of(storage, replay)
     regions = regions_of(shown, header)
     pages = Pages(shown.read_at)
@@ -101,16 +100,17 @@ def open_file(storage: Storage, *, replay_log: bool = True) -> OpenFile:
     )
 
 
-def log_pending(entries: list[Entry], log_offset: int) -> LogPendingError:
-    """Return what a caller gets who refused to have the log replayed."""
-    return LogPendingError(
-        f"{count_of(entries)} must be replayed first, and that was refused; "
-        'log="auto" replays in memory and changes no file',
-        "LOG-PENDING",
-        "log",
-        log_offset,
-        "2.3.3",
-    )
+def refuse_pending(replay: Replay, log_offset: int) -> None:
+    """Raise `LogPendingError` where there is anything to replay."""
+    if replay.entries:
+        raise LogPendingError(
+            f"{count_of(replay.entries)} must be replayed first, and that was refused; "
+            'log="auto" replays in memory and changes no file',
+            "LOG-PENDING",
+            "log",
+            log_offset,
+            "2.3.3",
+        )
 
 
 def read_identifier(storage: Storage) -> str:

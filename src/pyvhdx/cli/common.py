@@ -91,8 +91,23 @@ def add_input(parser: argparse.ArgumentParser) -> Any:
     return group
 
 
-def add_open(parser: argparse.ArgumentParser, *, alone: bool = True) -> None:
-    """Add the options of `pyvhdx.open`."""
+def add_open(parser: argparse.ArgumentParser, *, alone: bool = True, salvage: bool = False) -> None:
+    """Add the options of `pyvhdx.open`; *salvage* is for commands that only read."""
+    group = add_parents(parser, alone=alone)
+    group.add_argument(
+        "--log",
+        choices=("auto", "refuse"),
+        default="auto",
+        help="what to do with a pending log: replay (in memory, where the file is only read), or stop",
+    )
+    if salvage:
+        group.add_argument(
+            "--salvage", action="store_true", help="open a broken file too, and read what is certain"
+        )
+
+
+def add_parents(parser: argparse.ArgumentParser, *, alone: bool = True) -> Any:
+    """Add the options of `pyvhdx.open` that are about parents and locks, and return their group."""
     group = parser.add_argument_group("opening")
     choice = group.add_mutually_exclusive_group()
     choice.add_argument(
@@ -116,19 +131,15 @@ def add_open(parser: argparse.ArgumentParser, *, alone: bool = True) -> None:
         action="store_true",
         help="open a parent that was changed since the child was made",
     )
-    group.add_argument(
-        "--log",
-        choices=("auto", "refuse"),
-        default="auto",
-        help="what to do with a pending log: replay (in memory, where the file is only read), or stop",
-    )
     group.add_argument("-U", "--force-share", action="store_true", help="open without locks")
+    return group
 
 
 def how(parsed: argparse.Namespace) -> dict[str, Any]:
     """Return the keyword arguments for `pyvhdx.open`."""
     parent: Any = parsed.parent or ("auto" if not getattr(parsed, "no_parent", False) else False)
-    return {
+    salvage = {"salvage": True} if getattr(parsed, "salvage", False) else {}
+    return salvage | {
         "parent": parent,
         "search": parsed.search,
         "allow_absolute": parsed.allow_absolute,

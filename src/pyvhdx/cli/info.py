@@ -27,7 +27,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("image")
     parser.add_argument("--chain", "--backing-chain", action="store_true", help="say it of its parents too")
     common.add_output(parser)
-    common.add_open(parser)
+    common.add_open(parser, salvage=True)
     parser.set_defaults(run=run)
 
 

@@ -21,7 +21,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("-s", "--start-offset", type=common.size, default=0, metavar="OFFSET")
     parser.add_argument("-l", "--max-length", type=common.size, metavar="LENGTH")
     common.add_output(parser)
-    common.add_open(parser)
+    common.add_open(parser, salvage=True)
     parser.set_defaults(run=run)
 
 
@@ -34,11 +34,11 @@ def run(parsed: Namespace) -> None:
             return
         first = next(extents, None)  # an error comes before the heading
         names = [common.printable(member.name) for member in image.chain]
-        print(f"{'Offset':<16}{'Length':<16}{'Kind':<8}{'In file at':<16}File")
+        print(f"{'Offset':<16}{'Length':<16}{'Kind':<12}{'In file at':<16}File")
         for extent in itertools.chain([first] if first else [], extents):
             place = "" if extent.file_offset is None else f"{extent.file_offset:#x}"
             name = "" if extent.kind == "absent" else names[extent.depth]
-            print(f"{extent.offset:<#16x}{extent.length:<#16x}{extent.kind:<8}{place:<16}{name}".rstrip())
+            print(f"{extent.offset:<#16x}{extent.length:<#16x}{extent.kind:<12}{place:<16}{name}".rstrip())
 
 
 def _describe(extent: Extent, name: str) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def _describe(extent: Extent, name: str) -> dict[str, Any]:
         "length": extent.length,
         "depth": extent.depth,
         "present": extent.kind != "absent",
-        "zero": extent.kind != "data",
+        "zero": extent.kind in ("zero", "absent"),
         "data": extent.kind == "data",
         "kind": extent.kind,
     }

@@ -30,7 +30,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "--output", choices=("raw", "json"), default="raw", help="the bytes as they are, or as base64 in JSON"
     )
-    common.add_open(parser)
+    common.add_open(parser, salvage=True)
     parser.set_defaults(run=run, late={"offset": common.size, "length": common.size})
 
 

@@ -11,7 +11,7 @@ from pyvhdx._core.blocks import BlockMap
 from pyvhdx._core.checks.collector import Collector
 from pyvhdx._core.checks.file import check_file, table_of
 from pyvhdx._core.checks.payload import check_payload, partition_ends
-from pyvhdx._core.opening import OpenFile, log_pending
+from pyvhdx._core.opening import OpenFile, refuse_pending
 from pyvhdx._core.pages import Pages
 from pyvhdx._core.regions import Regions
 from pyvhdx._core.rules import CORRUPT, NOTE, WARNING
@@ -157,8 +157,8 @@ def check(
         at_end.callback(storage.close)
         try:
             known = survey(storage)
-            if options.log == "refuse" and known.replay is not None and known.replay.entries:
-                raise log_pending(known.replay.entries, known.log.start)
+            if options.log == "refuse" and known.replay is not None:
+                refuse_pending(known.replay, known.log.start)
         except ImageError as error:
             error.name = storage.name
             raise

@@ -105,7 +105,7 @@ def convert(
             raise TypeError(f"convert() got an unexpected keyword argument {name!r}")
     if not isinstance(target, (str, os.PathLike)):
         refuse_no_file(target, "write")
-    target_format = _target_format(target, format)
+    target_format = target_format_of(target, format)
     with contextlib.ExitStack() as cleanup:
         disk = open_source(source, source_format, how, cleanup)
         if disk.size == 0:
@@ -133,33 +133,9 @@ def convert(
             (block_size, logical_sector_size, physical_sector_size, seed, log_size != MIB)
         ):
             raise RequestError("kind, seed and the sizes belong to a VHDX target, and the target is raw")
-        refuse_files_in_use(target, disk.storages(), "the source itself, or a file of its chain")
-        if isinstance(target, (str, os.PathLike)):
-            with new_file(target, overwrite=overwrite, sync=sync) as file:
-                size, data = _write(disk, file, make, progress, flush=False)
-        elif target_format == "raw" and not can_seek(target):
-            size, data = _write_stream(disk, target, progress)
-        else:
-            if not can_seek(target):
-                raise RequestError(
-                    "a VHDX target is written at many places, and this one cannot seek; give its path"
-                )
-            storage = cleanup.enter_context(
-                contextlib.closing(open_file_object(target, write=True, append=target_format == "raw"))
-            )
-            if target is source:
-                raise RequestError("the target is the source itself")
-            if storage.size() and not overwrite:
-                raise FileExistsError(
-                    "the target is not empty; overwrite=True (--force) replaces its content"
-                )
-            storage.truncate(0)
-            if is_appending(target):
-                size, data = _write_stream(disk, target, progress)
-            else:
-                size, data = _write(disk, storage, make, progress, flush=sync)
-            if sync:
-                storage.flush()
+        size, data = write_target(
+            disk, source, target, target_format, make, overwrite=overwrite, sync=sync, progress=progress
+        )
         return ConvertReport(
             source=disk.name,
             target=name_of(target),
@@ -171,7 +147,54 @@ def convert(
         )
 
 
-def _target_format(target: Source, format: str | None) -> str:
+def write_target(
+    disk: SourceDisk,
+    source: Source,
+    target: Source,
+    target_format: str,
+    make: Callable[[int], Disk] | None,
+    *,
+    overwrite: bool,
+    sync: bool,
+    progress: Progress | None,
+) -> tuple[int, int]:
+    """
+    Write a disk, as VHDX where *make* describes it, to a path or a file object.
+
+    Returns the size of the disk and the bytes of data in it.
+    """
+    refuse_files_in_use(target, disk.storages(), "the source itself, or a file of its chain")
+    if isinstance(target, (str, os.PathLike)):
+        with new_file(target, overwrite=overwrite, sync=sync) as file:
+            size, data = _write(disk, file, make, progress, flush=False)
+    elif target_format == "raw" and not can_seek(target):
+        size, data = _write_stream(disk, target, progress)
+    else:
+        if not can_seek(target):
+            raise RequestError(
+                "a VHDX target is written at many places, and this one cannot seek; give its path"
+            )
+        if target is source:
+            raise RequestError("the target is the source itself")
+        with contextlib.closing(
+            open_file_object(target, write=True, append=target_format == "raw")
+        ) as storage:
+            if storage.size() and not overwrite:
+                raise FileExistsError(
+                    "the target is not empty; overwrite=True (--force) replaces its content"
+                )
+            storage.truncate(0)
+            if is_appending(target):
+                size, data = _write_stream(disk, target, progress)
+            else:
+                size, data = _write(disk, storage, make, progress, flush=sync)
+            if sync:
+                storage.flush()
+    return size, data
+
+
+def target_format_of(target: Source, format: str | None) -> str:
+    """Return ``"vhdx"`` or ``"raw"``: *format*, or what the suffix of the target says."""
     if format is not None:
         if format not in ("raw", "vhdx"):
             raise RequestError(f'format is {format!r}, and must be "vhdx" or "raw"')
@@ -220,7 +243,7 @@ def _padded(source: SourceDisk, sector: int) -> int:
             f"{source.name} has {source.seen()} bytes, no multiple of the sector size {sector}; "
             f"{size - source.seen()} zeros are added at its end",
             UserWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
     return size
 

@@ -109,6 +109,8 @@ class _VHDXSource(SourceDisk):
     def runs(self) -> Iterator[tuple[int, int]]:
         chain = self.image.chain
         for extent in self.image.extents():
+            if extent.kind == "unreadable":  # only with salvage=True
+                self.image.pread(1, extent.offset)  # raises, and says why
             if extent.file_offset is None:
                 continue
             # The file may have holes inside its blocks.

@@ -20,11 +20,12 @@ from pyvhdx.storage.memory import MemoryStorage
 from pyvhdx.storage.overlay import Overlay
 from pyvhdx.storage.protocol import Storage
 from pyvhdx.storage.target import new_file, refuse_files_in_use
-from pyvhdx.storage.wrapper import Wrapper
+from pyvhdx.storage.wrapper import Forgiving, Wrapper
 
 __all__ = [
     "Durable",
     "FileObject",
+    "Forgiving",
     "LocalFile",
     "MemoryStorage",
     "Overlay",

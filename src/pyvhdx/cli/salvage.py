@@ -1,0 +1,98 @@
+"""``pyvhdx salvage``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from pyvhdx.cli import common
+from pyvhdx.errors import RequestError
+from pyvhdx.ops.salvage import salvage
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from pyvhdx.ops.salvage import SalvageReport
+
+_SHOWN = 20
+
+
+def add_to(commands: Any) -> None:
+    """Add the sub-command."""
+    parser = commands.add_parser(
+        "salvage",
+        help="get out of a broken image what can be read",
+        description="What cannot be read becomes zeros, is listed, and makes the exit status 1.",
+    )
+    parser.add_argument("source", help="the broken image")
+    parser.add_argument("target", nargs="?", help="the file to make; not needed for a dry run")
+    parser.add_argument(
+        "-O", dest="format", choices=("raw", "vhdx"), help="what to make; else the suffix decides"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing target")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="read everything, say what could be read, and write nothing"
+    )
+    common.add_quiet(parser)
+    common.add_output(parser)
+    group = parser.add_argument_group("what the source is, whatever stands in it")
+    group.add_argument("--size", type=common.size, metavar="SIZE", help="the size of the disk")
+    group.add_argument("--block-size", type=common.size, metavar="SIZE", help="1M to 256M, a power of two")
+    group.add_argument("--logical-sector-size", type=int, choices=(512, 4096))
+    group.add_argument("--kind", choices=("dynamic", "fixed", "differencing"))
+    common.add_parents(parser)
+    parser.add_argument(
+        "--log",
+        choices=("auto", "replay", "ignore"),
+        default="auto",
+        help="a log that may not be current: leave out what it would change, replay it, or ignore it",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(parsed: Namespace) -> int:
+    if parsed.target is None and not parsed.dry_run:
+        raise RequestError("the target is missing; without one there is only --dry-run")
+    how = common.how(parsed)
+    del how["log"]
+    with common.Progress(parsed) as progress:
+        report = salvage(
+            parsed.source,
+            parsed.target,
+            format=parsed.format,
+            size=parsed.size,
+            block_size=parsed.block_size,
+            logical_sector_size=parsed.logical_sector_size,
+            kind=parsed.kind,
+            log=parsed.log,
+            overwrite=parsed.force,
+            dry_run=parsed.dry_run,
+            progress=progress,
+            **how,
+        )
+    if parsed.output == "json":
+        common.print_json({key.replace("_", "-"): value for key, value in report.to_dict().items()})
+    elif not parsed.quiet:
+        _print(report, dry_run=parsed.dry_run)
+    if report.lost:
+        sys.stdout.flush()
+        where = f"in {len(report.unreadable)} ranges" if len(report.unreadable) > 1 else "in one range"
+        print(f"pyvhdx: {common.human(report.lost)} could not be read, {where}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _print(report: SalvageReport, *, dry_run: bool) -> None:
+    for finding in report.warnings:
+        print(common.printable(str(finding)))
+    for one in report.unreadable[:_SHOWN]:
+        print(common.printable(f"unreadable: {one.offset:#x}, {common.human(one.length)}: {one.reason}"))
+    if len(report.unreadable) > _SHOWN:
+        print(f"unreadable: {len(report.unreadable) - _SHOWN} more ranges; --output json lists them")
+    arrow = "could be read" if dry_run else f"-> {report.target} ({report.target_format})"
+    print(
+        common.printable(
+            f"{report.source} (vhdx, {report.kind}) {arrow}: {common.human(report.recovered)} "
+            f"of {common.human(report.virtual_size)} read"
+        )
+    )
