@@ -363,6 +363,14 @@ class TestChain:
         assert codes(path) == {"PARENT-MISMATCH": 1}
         assert codes(path, verify_parent=False) == {}
 
+    def test_a_parent_that_is_given_for_a_locator_that_names_none(self, tmp_path: Path) -> None:
+        _, base = self.family(tmp_path)
+        image = child(locator={"relative_path": ".\\parent.vhdx"})
+        path = image.write(tmp_path / "child.vhdx").path
+        report = pyvhdx.check(path, parent=base, verify_parent=False)
+        assert report.counts == {"LOCATOR-LINKAGE": 1}
+        assert report.parent is not None
+
     def test_a_parent_written_after_its_child(self, tmp_path: Path) -> None:
         path, base = self.family(tmp_path)
         os.utime(base, (2_000_000_000, 2_000_000_000))
