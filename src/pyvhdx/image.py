@@ -462,7 +462,7 @@ class VHDXImage(io.RawIOBase):
         """
         self._check_open()
         if self._writer is not None:
-            self._writer.session.flush()
+            self._writer.flush()
 
     def truncate(self, size: int | None = None, /) -> int:  # noqa: ARG002 - not yet
         self._check_open()

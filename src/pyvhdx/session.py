@@ -16,12 +16,19 @@ import errno
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING
+from functools import wraps
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
 from pyvhdx._core.findings import corrupt, tolerated
 from pyvhdx._core.log_reader import count_of
 from pyvhdx._core.log_writer import LogWriter
-from pyvhdx._core.opening import header_copies_contradict, log_span, open_file, region_spans
+from pyvhdx._core.opening import (
+    header_copies_contradict,
+    headers_have_reserved_bytes,
+    log_span,
+    open_file,
+    region_spans,
+)
 from pyvhdx._core.pages import PAGE_SIZE
 from pyvhdx._core.space import is_anchor, map_space
 from pyvhdx.errors import ImageError, ImageFailedError, StateError
@@ -37,7 +44,7 @@ from pyvhdx.format.constants import (
 from pyvhdx.storage import Durable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pyvhdx._core.opening import OpenFile
     from pyvhdx._core.space import Space
@@ -80,7 +87,7 @@ def prepare(file: OpenFile, *, sync: bool) -> OpenFile:
         )
     if file.replay is None or not file.replay.entries:
         return file
-    LogWriter(Durable(file.raw, sync=sync), file.header, file.header_offset).replay(file.replay, file.raw)
+    _log_writer(file, Durable(file.raw, sync=sync)).replay(file.replay, file.raw)
     pending = "LOG-PENDING"
     found = tolerated(
         pending,
@@ -93,18 +100,24 @@ def prepare(file: OpenFile, *, sync: bool) -> OpenFile:
     return open_file(file.raw)._replace(findings=findings)
 
 
+def _log_writer(file: OpenFile, medium: Durable) -> LogWriter:
+    return LogWriter(
+        medium, file.header, file.header_offset, headers_may_tear=headers_have_reserved_bytes(file.raw)
+    )
+
+
 class Session:
-    """What is common to every change of one open file; `turn` holds for the whole of one."""
+    """What is common to every change of one open file; `in_turn` holds for the whole of one."""
 
     def __init__(self, file: OpenFile, *, sync: bool) -> None:
         self.file = file
         self.medium = Durable(file.raw, sync=sync)
         self.lock = threading.RLock()
-        self.turn = _Turn(self)
         self.is_foreign = False
         self._is_closed = False
         self._failure: BaseException | None = None
-        self._log = LogWriter(self.medium, file.header, file.header_offset)
+        self.is_changing = False
+        self._log = _log_writer(file, self.medium)
         self._log_is_usable = True
         self._is_ready = False
         self._space: Space | None = None
@@ -136,14 +149,13 @@ class Session:
         return self._space
 
     def flush(self) -> None:
-        """Make everything written so far survive a power cut."""
-        with self.turn:
-            if self.file.pages.waiting():
-                self.commit()
-            elif self.medium.payload_pending:
-                with self.changing():
-                    self._check_size()
-                    self.medium.barrier()
+        """Make everything written so far survive a power cut; in a turn."""
+        if self.file.pages.waiting():
+            self.commit()
+        elif self.medium.payload_pending:
+            with self.changing():
+                self._check_size()
+                self.medium.barrier()
 
     def close(self) -> None:
         """Commit what waits and end the session; raise `ImageFailedError` after a failure."""
@@ -153,7 +165,7 @@ class Session:
             if self._is_closed:
                 return
             self._is_closed = True
-            if self._failure is not None:
+            if self._has_failed:
                 raise self._failed()
             self.commit()
             with self.changing():
@@ -188,11 +200,7 @@ class Session:
             self._clear_anchors()
             found = space.take(length)
         if found is None:
-            try:
-                self._grow(space.grown_size(length, GROWTH_STEP))
-            except OSError as error:
-                if error.errno not in _NO_SPACE:
-                    raise
+            if not self._grow_by_step(length):
                 if space.has_pending:  # what waits to be free helps out
                     self.commit()
                     found = space.take(length)
@@ -202,6 +210,22 @@ class Session:
         assert found is not None
         taken.append((found.place, length))
         return found.place, found.is_zero
+
+    def _grow_by_step(self, length: int) -> bool:
+        """Make the file longer by more than *length* needs; return False on a medium that is too full."""
+        try:
+            self._grow(self.space.grown_size(length, GROWTH_STEP))
+        except OSError as error:
+            if error.errno not in _NO_SPACE:
+                raise
+            return False
+        return True
+
+    def _make_whole(self) -> None:
+        """Some writers end the file inside its last block, or its last MiB; an entry may name no such end."""
+        end = max(round_up(self.medium.size, ALIGNMENT), self.space.end)
+        if end > self.medium.size:
+            self._grow(end)
 
     def _grow(self, size: int) -> None:
         size = self.medium.grow(size)
@@ -255,15 +279,12 @@ class Session:
             self.medium.reserve(header.log_offset, header.log_length)
         with self.changing():
             self._log.begin(visible=visible)
-        # Some writers end the file inside its last block, or its last MiB.
-        end = max(round_up(self.medium.size, ALIGNMENT), self.space.end)
-        if end > self.medium.size:
-            self._grow(end)
         if not self._log_is_usable:
             # Not by clearing anchors, which would be a change before its log is there.
             found = self.space.take(ALIGNMENT)
             if found is None:
-                self._grow(self.space.grown_size(ALIGNMENT, GROWTH_STEP))
+                if not self._grow_by_step(ALIGNMENT):
+                    self._grow(self.space.grown_size(ALIGNMENT, 0))
                 found = self.space.take(ALIGNMENT)
             assert found is not None
             place = found.place
@@ -308,6 +329,8 @@ class Session:
 
     def make_room(self, pages: set[int]) -> None:
         """Let *pages* be changed: commit first if too many wait, and see that each has its place on the medium."""
+        if pages:
+            self._make_whole()
         if self.file.pages.count_with(pages) > MAX_WAITING_PAGES:
             self.commit()
         for start, end in _runs(pages - self.allocated):
@@ -334,8 +357,13 @@ class Session:
         """Raise where no change may be made."""
         if self._is_closed:
             raise ValueError("I/O operation on closed image")
-        if self._failure is not None:
+        if self._has_failed:
             raise self._failed()
+
+    @property
+    def _has_failed(self) -> bool:
+        # An interrupt may come where a change ends, before anybody knows whether it did.
+        return self._failure is not None or self.is_changing
 
     def _check_size(self) -> None:
         if self.medium.has_shrunk():
@@ -362,7 +390,7 @@ class Session:
 
     def _failed(self) -> ImageFailedError:
         error = ImageFailedError(
-            f"{self.file.raw.name}: an earlier change failed ({self._failure!r}), and this image takes no more; "
+            f"{self.file.raw.name}: an earlier change failed ({self._failure or 'interrupted'!r}), and this image takes no more; "
             "open it again: what was flushed is there"
         )
         error.__cause__ = self._failure
@@ -382,26 +410,39 @@ def _runs(pages: set[int]) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
-class _Turn:
-    """The lock of everything that changes (R7); an error about the file gets its name."""
+class _Writer(Protocol):
+    @property
+    def session(self) -> Session: ...
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
 
-    def __enter__(self) -> None:
-        if self._session.is_foreign:  # its lock may be held for ever
+_W = TypeVar("_W", bound=_Writer)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def in_turn(change: Callable[Concatenate[_W, _P], _T]) -> Callable[Concatenate[_W, _P], _T]:
+    """
+    Let a method that changes something take its turn (R7); an error about the file gets its name.
+
+    The lock itself is the context: an interrupt that comes into an `__enter__` of ours, behind the
+    lock's own, would leave it taken for ever.
+    """
+
+    @wraps(change)
+    def call(writer: _W, /, *arguments: _P.args, **how: _P.kwargs) -> _T:
+        session = writer.session
+        if session.is_foreign:  # its lock may be held for ever
             raise forked()
-        self._session.lock.acquire()
-        try:
-            self._session.check()
-        except BaseException:
-            self._session.lock.release()
-            raise
+        with session.lock:
+            session.check()
+            try:
+                return change(writer, *arguments, **how)
+            except ImageError as error:
+                if error.name is None:
+                    error.name = session.file.raw.name
+                raise
 
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        self._session.lock.release()
-        if isinstance(error, ImageError) and error.name is None:
-            error.name = self._session.file.raw.name
+    return call
 
 
 class _Changing:
@@ -411,11 +452,12 @@ class _Changing:
         self._session = session
 
     def __enter__(self) -> None:
-        pass
+        self._session.is_changing = True
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if error is not None:
             self._session.fail(error)
+        self._session.is_changing = False
 
 
 def forked() -> StateError:

@@ -110,7 +110,7 @@ class FailingStorage(Wrapper):
 
     The call raises *error*, and nothing happens; ``at=None`` never fails.  `calls` counts them.  With
     *for_good* every later call fails too, as a dead disk does.  With *short* a write that fails has
-    written its first half.  All four can be set between calls, under these names.  A full disk is
+    written its first half, as far as that is whole units of 512 bytes.  All four can be set between calls, under these names.  A full disk is
     ``error=lambda: OSError(errno.ENOSPC, "full")``.  Not every failed call comes up: where the file cannot
     be made longer by a step, as much as is needed is tried.
     """
@@ -142,7 +142,8 @@ class FailingStorage(Wrapper):
         except BaseException:
             if self.short:
                 view = memoryview(data).cast("B")
-                super().write_at(view[: len(view) // 2], offset)
+                half = (offset + len(view) // 2) // SECTOR * SECTOR - offset
+                super().write_at(view[: max(0, half)], offset)
             raise
         super().write_at(data, offset)
 

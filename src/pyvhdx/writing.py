@@ -16,7 +16,7 @@ from pyvhdx._core.space import is_anchor
 from pyvhdx._core.trim import TrimMode, plan_trim
 from pyvhdx._core.user_items import MAX_PAGES_AT_ONCE, plan_change
 from pyvhdx.format.constants import SECTOR_BITMAP_SIZE, PayloadState
-from pyvhdx.session import Session
+from pyvhdx.session import Session, in_turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,80 +47,83 @@ class ImageWriter:
 
     # -- what a caller asks for ---------------------------------------------------------------
 
+    @in_turn
+    def flush(self) -> None:
+        """Make everything written so far survive a power cut."""
+        self.session.flush()
+
+    @in_turn
     def pwrite(self, data: memoryview, offset: int) -> None:
         """Write *data* at *offset*; the range lies inside the disk."""
         blocks, shift, size = self._blocks, self._geometry.block_shift, len(data)
-        with self.session.turn:
-            done = 0
-            while done < size:
-                block = offset + done >> shift
-                start = offset + done - (block << shift)
-                piece = min(size - done, (1 << shift) - start)
-                place = blocks.places.get(block) if self.session.is_visible else None
-                if place is not None:
-                    self._medium.write_payload(data[done : done + piece], place + start)
-                else:
-                    self._write_block(block, start, data[done : done + piece])
-                done += piece
+        done = 0
+        while done < size:
+            block = offset + done >> shift
+            start = offset + done - (block << shift)
+            piece = min(size - done, (1 << shift) - start)
+            place = blocks.places.get(block) if self.session.is_visible else None
+            if place is not None:
+                self._medium.write_payload(data[done : done + piece], place + start)
+            else:
+                self._write_block(block, start, data[done : done + piece])
+            done += piece
 
+    @in_turn
     def write_zeroes(self, offset: int, length: int) -> None:
         """Make a range inside the disk read as zeros, by the cheapest means."""
         geometry = self._geometry
         is_fixed = self._kind == "fixed"
         zero = int(PayloadState.ZERO)
-        with self.session.turn:
-            for block, start, end in self._parts_with_data(offset, length):
-                if start == 0 and end >= geometry.used_length(block) and not is_fixed:
-                    stop = block + -(-end // geometry.block_size)
-                    self.session.change_entries(block, stop, zero, visible=True)
-                    continue
-                at = start
-                while at < end:  # in pieces that end with whole units, which a power cut does not take apart
-                    piece = min(end - at, len(_ZEROS) - at % len(_ZEROS))
-                    self._write_block(block, at, _ZEROS[:piece])
-                    at += piece
+        for block, start, end in self._parts_with_data(offset, length):
+            if start == 0 and end >= geometry.used_length(block) and not is_fixed:
+                stop = block + -(-end // geometry.block_size)
+                self.session.change_entries(block, stop, zero, visible=True)
+                continue
+            at = start
+            while at < end:  # in pieces that end with whole units, which a power cut does not take apart
+                piece = min(end - at, len(_ZEROS) - at % len(_ZEROS))
+                self._write_block(block, at, _ZEROS[:piece])
+                at += piece
 
+    @in_turn
     def trim(self, offset: int, length: int, mode: TrimMode) -> int:
         """Trim the whole blocks of a sector-aligned range inside the disk; return their virtual bytes."""
         changed = 0
-        with self.session.turn:
-            for trim in plan_trim(self._blocks, self._geometry, self._kind, offset, length, mode):
-                self.session.change_entries(
-                    trim.first, trim.stop, trim.entry, visible=mode is not TrimMode.REMOVE_SOFT_ANCHORS
-                )
-                changed += trim.length
+        for trim in plan_trim(self._blocks, self._geometry, self._kind, offset, length, mode):
+            self.session.change_entries(
+                trim.first, trim.stop, trim.entry, visible=mode is not TrimMode.REMOVE_SOFT_ANCHORS
+            )
+            changed += trim.length
         return changed
 
+    @in_turn
     def set_user_item(self, item_id: UUID, data: bytes | None, *, of_disk: bool | None) -> None:
         """Set or, with None, delete a user item; raise `KeyError` where there is none to delete."""
-        with self.session.turn:
-            region, pages = self.session.file.regions.metadata, self.session.file.pages
-            _, entries = read_table(region, pages.read)
-            change = plan_change(entries, region.length, item_id, data, of_disk=of_disk)
-            at = region.file_offset + change.data_offset
-            if not change.table and pages.read(len(change.data), at) == change.data:
-                return
-            table = [(region.file_offset + offset, piece) for offset, piece in change.table]
-            self.session.begin(visible=True)
-            if change.at_once:
-                self.session.make_room(
-                    {p for o, d in [*table, (at, change.data)] for p in pages_of(o, len(d))}
-                )
-                with self.session.changing():
-                    pages.write(change.data, at)
-                    self._write_table(table)
-                return
-            step = MAX_PAGES_AT_ONCE * PAGE_SIZE
-            self.session.commit()  # the place is free in the durable table now
-            for start in range(0, len(change.data), step):
-                piece = change.data[start : start + step]
-                self.session.make_room(set(pages_of(at + start, len(piece))))
-                with self.session.changing():
-                    pages.write(piece, at + start)
-                self.session.commit()
-            self.session.make_room({p for o, d in table for p in pages_of(o, len(d))})
+        region, pages = self.session.file.regions.metadata, self.session.file.pages
+        _, entries = read_table(region, pages.read)
+        change = plan_change(entries, region.length, item_id, data, of_disk=of_disk)
+        at = region.file_offset + change.data_offset
+        if not change.table and pages.read(len(change.data), at) == change.data:
+            return
+        table = [(region.file_offset + offset, piece) for offset, piece in change.table]
+        self.session.begin(visible=True)
+        if change.at_once:
+            self.session.make_room({p for o, d in [*table, (at, change.data)] for p in pages_of(o, len(d))})
             with self.session.changing():
+                pages.write(change.data, at)
                 self._write_table(table)
+            return
+        step = MAX_PAGES_AT_ONCE * PAGE_SIZE
+        self.session.commit()  # the place is free in the durable table now
+        for start in range(0, len(change.data), step):
+            piece = change.data[start : start + step]
+            self.session.make_room(set(pages_of(at + start, len(piece))))
+            with self.session.changing():
+                pages.write(piece, at + start)
+            self.session.commit()
+        self.session.make_room({p for o, d in table for p in pages_of(o, len(d))})
+        with self.session.changing():
+            self._write_table(table)
 
     # -- blocks -------------------------------------------------------------------------------
 

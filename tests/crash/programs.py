@@ -9,6 +9,7 @@ call leaves is in doubt, until it is looked at.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -16,7 +17,7 @@ import struct
 import tempfile
 import uuid
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from typing import NamedTuple
 import pyvhdx
 from pyvhdx import TrimMode
 from pyvhdx.testing import Event, FailingStorage, MemoryStorage, RecordingStorage
+from tests.corpus.handmade import sealed
 
 MIB = 1 << 20
 UNIT = 512
@@ -48,6 +50,7 @@ class Shape:
     sector: int
     block_size: int
     size: int
+    has_reserved_bytes: bool = False  # set in both headers, which may tear then
 
     @classmethod
     def draw(cls, draw: random.Random) -> Shape:
@@ -59,6 +62,7 @@ class Shape:
             sector,
             block_size,
             size,
+            draw.random() < 0.15,
         )
 
 
@@ -96,9 +100,19 @@ def _made(shape: Shape) -> tuple[bytes, bytes | None, bytes]:
 
 def start_of(shape: Shape) -> Start:
     """Return a fresh file of a shape."""
-    data, parent, below = _made(shape)
+    data, parent, below = _made(replace(shape, has_reserved_bytes=False))
+    if shape.has_reserved_bytes:
+        data = _with_reserved_bytes(data)
     opened = None if parent is None else pyvhdx.open(MemoryStorage(parent), parent=False)
     return Start(MemoryStorage(data), opened, below, below)
+
+
+def _with_reserved_bytes(data: bytes) -> bytes:
+    out = bytearray(data)
+    for at in (0x10000, 0x20000):
+        out[at + 80 : at + 4096] = b"\xa5" * 4016
+        out[at : at + 4096] = sealed(bytes(out[at : at + 4096]))
+    return bytes(out)
 
 
 class Version(NamedTuple):
@@ -141,7 +155,9 @@ class Model:
         return bytes(self.content[unit * UNIT : (unit + 1) * UNIT])
 
     def doubt(self, turn: int) -> None:
-        """Note that what was changed after *turn* failed: it may be there or not, unit by unit."""
+        """Note that what was changed after *turn* failed, as far as no flush returned: it may be there or not."""
+        if self.acknowledged:
+            turn = max(turn, self.acknowledged[-1][1])
         for versions in (*self.versions.values(), self.items):
             for number, version in enumerate(versions):
                 if version.turn > turn:
@@ -224,6 +240,10 @@ class Run:
     model: Model
 
 
+class _Killed(BaseException):
+    """The process ends here."""
+
+
 class Program:
     """Draws and runs operations on one file, over several sessions."""
 
@@ -273,10 +293,32 @@ class Program:
         self.image.close()
 
     def die_and_open_again(self) -> None:
-        """What no barrier covered is there, and may still be lost when the power is cut later."""
+        """
+        The process is killed between two calls of the storage, also while it opens the image again.
+
+        What no barrier covered is there, and may still be lost when the power is cut later.
+        """
+        turn = self.model.turn
+        self._kill_soon()
+        try:
+            if self.draw.random() < 0.7:
+                self.draw.choice(_KILLED)(self)
+                self.flush()
+        except _Killed:
+            self.model.doubt(turn)
         self.die()
+        self._kill_soon()
+        with contextlib.suppress(_Killed):
+            self.open()
+            self.die()
+        self.storage.at = None
         self.open()
         self.model.look(self.image, self.events, is_new=True)
+
+    def _kill_soon(self) -> None:
+        storage = self.storage
+        storage.error, storage.for_good, storage.short = _Killed, True, False
+        storage.at = storage.calls + self.draw.randrange(12)
 
     def fail_and_repeat(self) -> None:
         """A call of the storage fails inside an operation; what the image says of itself is true."""
@@ -424,6 +466,15 @@ class Program:
             self.draw.choice((self.write, self.trim, self.write))()
             self.flush()
 
+
+_KILLED = [
+    Program.write,
+    Program.write_a_block,
+    Program.write_zeroes,
+    Program.trim,
+    Program.set_item,
+    Program.many_small_flushes,
+]
 
 _OPERATIONS = [
     Program.write,

@@ -58,7 +58,8 @@ class Faults:
                     self.injected += 1
                     if self.short and name == "write_at":
                         data, offset = arguments
-                        original(file, memoryview(data).cast("B")[: len(data) // 2], offset)
+                        half = (offset + len(data) // 2) // UNIT * UNIT - offset
+                        original(file, memoryview(data).cast("B")[: max(0, half)], offset)
                     raise OSError(self.number, os.strerror(self.number), self.path)
             return original(file, *arguments)
 

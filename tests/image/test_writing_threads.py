@@ -132,7 +132,7 @@ def test_eight_readers_and_four_writers(kind: str, tmp_path: Path) -> None:
     with pyvhdx.open(image.name) as image:
         assert image.read() == model
     # Space came round again: what was written is many times what the file could hold.
-    assert counts["write"] > 10 * BLOCKS
+    assert counts["write"] > 2 * BLOCKS
     assert highest < 3 * size
     print(f"{kind}: {counts['read']} reads, {counts['write']} changes")
 

@@ -45,11 +45,16 @@ def test_a_failing_storage_fails_once_or_for_good() -> None:
     assert dead.size() == 0
 
 
-def test_a_short_write_leaves_its_first_half() -> None:
-    storage = FailingStorage(MemoryStorage(), 0, short=True)
+def test_a_short_write_leaves_its_first_half_in_whole_units() -> None:
+    memory = MemoryStorage(bytes(2048))
+    storage = FailingStorage(memory, 0, short=True)
     with pytest.raises(OSError, match="Input/output"):
-        storage.write_at(b"abcdef", 0)
-    assert storage.read_at(9, 0) == b"abc"
+        storage.write_at(b"x" * 1024, 512)
+    assert memory.read_at(2048, 0) == bytes(512) + b"x" * 512 + bytes(1024)
+    storage.at = storage.calls
+    with pytest.raises(OSError, match="Input/output"):
+        storage.write_at(b"y" * 512, 1024)
+    assert memory.read_at(512, 1024) == bytes(512)
 
 
 class TestPowerCut:

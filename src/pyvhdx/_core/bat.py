@@ -147,6 +147,8 @@ class BlockAllocationTable:
                     if data == _ZERO_PAGE
                     else integers("Q", data[: len(data) & -BAT_ENTRY_SIZE])
                 )
+                if len(page) < _ENTRIES:
+                    return page  # and not kept: a writer makes the file longer
                 if len(self._pages) >= _MAX_PAGES:
                     self._pages.clear()
                 self._pages[number] = page

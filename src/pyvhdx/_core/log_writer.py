@@ -60,7 +60,9 @@ _ZEROS = bytes(1 << 20)
 class LogWriter:
     """Headers and log of one open file; for one thread at a time."""
 
-    def __init__(self, medium: Durable, header: Header, header_offset: int) -> None:
+    def __init__(
+        self, medium: Durable, header: Header, header_offset: int, *, headers_may_tear: bool = False
+    ) -> None:
         if header.sequence_number > LAST_SEQUENCE_NUMBER:
             raise corrupt(
                 "HEADER-SEQUENCE",
@@ -72,7 +74,9 @@ class LogWriter:
         self.header = header
         self._medium = medium
         self._header_offset = header_offset
-        self._header_epoch = -1  # the barriers that had been when the current header was written
+        # The barriers that had been when the current header was written.  A process that was killed may
+        # have left the current one behind its last; that matters where a header is more than one unit.
+        self._header_epoch = medium.epoch if headers_may_tear else -1
         self._has_twin = False
         self._position = 0
         self._sequence_number = 0

@@ -165,6 +165,11 @@ def header_copies_contradict(storage: Storage) -> bool:
     )
 
 
+def headers_have_reserved_bytes(storage: Storage) -> bool:
+    """Return whether a header has anything behind its first 512 bytes, so that a write over it may tear."""
+    return any(any(data[512:]) for data in header_copies(storage))
+
+
 def header_copies(storage: Storage) -> tuple[bytes, bytes]:
     """Return the 4096 bytes of both headers, right or not."""
     first, second = (storage.read_at(c.HEADER_SIZE, offset) for offset in c.HEADER_OFFSETS)

@@ -46,6 +46,7 @@ class Pages:
 
     def put(self, at: int, page: bytes) -> None:
         """Let the page at file offset *at* wait in place of what was there."""
+        assert len(page) == PAGE_SIZE, "the file ends inside the page"
         self._waiting[at] = page
 
     def write(self, data: bytes, offset: int) -> None:

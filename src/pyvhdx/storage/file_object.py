@@ -131,16 +131,15 @@ def _name(file: Any) -> str:
 
 
 class _Gate:
-    """A lock that lives as long as a storage uses it; a bare one takes no weak reference everywhere."""
+    """
+    Holds a lock that lives as long as a storage uses it; a bare one takes no weak reference everywhere.
+
+    Use it as ``with gate.lock:``.  Between a method of ours that takes a lock and the block that gives it
+    back an interrupt may come, and then nobody gives it back.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self.lock = threading.Lock()
 
 
 _gates: weakref.WeakValueDictionary[int, _Gate] = weakref.WeakValueDictionary()
@@ -159,7 +158,7 @@ class FileObject:
         self._closed = False
 
     def read_at(self, size: int, offset: int) -> bytes:
-        with self._gate:
+        with self._gate.lock:
             self._go(offset)
             pieces = []
             while size > 0 and (piece := self.file.read(size)):
@@ -174,7 +173,7 @@ class FileObject:
 
     def write_at(self, data: Buffer, offset: int) -> None:
         view = memoryview(data).cast("B")
-        with self._gate:
+        with self._gate.lock:
             if offset > self._end():
                 # A file object need not fill a gap by itself.
                 self._extend(offset)
@@ -182,15 +181,15 @@ class FileObject:
             _write_all(self.file, view)
 
     def flush(self) -> None:
-        with self._gate:
+        with self._gate.lock:
             self.file.flush()
 
     def size(self) -> int:
-        with self._gate:
+        with self._gate.lock:
             return self._end()
 
     def truncate(self, size: int) -> None:
-        with self._gate:
+        with self._gate.lock:
             self.file.truncate(size)
             if self._end() < size:  # BytesIO does not extend
                 self._extend(size)

@@ -157,8 +157,12 @@ class LocalFile:
             raise _closed()
         status = os.fstat(self._fd)
         if stat.S_ISBLK(status.st_mode):
-            with self._kept_position():
-                return os.lseek(self._fd, 0, os.SEEK_END)
+            with self._gate:
+                position = os.lseek(self._fd, 0, os.SEEK_CUR)
+                try:
+                    return os.lseek(self._fd, 0, os.SEEK_END)
+                finally:  # a descriptor that was given to us shares its position with its owner
+                    os.lseek(self._fd, position, os.SEEK_SET)
         return status.st_size
 
     def truncate(self, size: int) -> None:
@@ -198,7 +202,8 @@ class LocalFile:
             return None
         if _SEEK_DATA is None or _SEEK_HOLE is None:
             return offset, end
-        with self._kept_position():
+        with self._gate:
+            position = os.lseek(self._fd, 0, os.SEEK_CUR)
             try:
                 start = os.lseek(self._fd, offset, _SEEK_DATA)
                 return start, os.lseek(self._fd, start, _SEEK_HOLE)
@@ -208,14 +213,13 @@ class LocalFile:
                 if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY):  # no holes here
                     return offset, end
                 raise
+            finally:
+                os.lseek(self._fd, position, os.SEEK_SET)
 
     def _name_in(self, error: OSError) -> None:
         """Say which file is full or bad, which the system does not."""
         if error.filename is None and error.errno is not None:
             error.filename = self.name
-
-    def _kept_position(self) -> _KeptPosition:
-        return _KeptPosition(self._fd, self._gate)
 
     def status(self) -> os.stat_result:
         """Return `os.fstat` of the file that is open."""
@@ -239,22 +243,6 @@ class LocalFile:
 
     def __del__(self) -> None:
         self.close()
-
-
-class _KeptPosition:
-    """Restores the file position: a descriptor that was given to us shares it with its owner."""
-
-    def __init__(self, fd: int, gate: threading.Lock) -> None:
-        self._fd = fd
-        self._gate = gate
-
-    def __enter__(self) -> None:
-        self._gate.acquire()
-        self._position = os.lseek(self._fd, 0, os.SEEK_CUR)
-
-    def __exit__(self, *_: object) -> None:
-        os.lseek(self._fd, self._position, os.SEEK_SET)
-        self._gate.release()
 
 
 def _flush(fd: int) -> None:
