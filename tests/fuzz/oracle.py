@@ -1,0 +1,138 @@
+"""
+What must hold whatever the bytes of a file are.
+
+An answer or an error of ours; no file is changed by reading; what is written is there afterwards and
+nothing else is different; a file that is written grows no further than its log says, or by one step.
+Time and memory are limited by whoever runs this: see `limited`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import resource
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pyvhdx
+from pyvhdx.session import GROWTH_STEP
+from tests.corpus.handmade import MIB
+from tests.corpus.specimens import same
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyvhdx.testing import MemoryStorage
+
+SECONDS = 5
+MEMORY = 200 * MIB
+_EXTENTS = 64
+_PIECE = 1500
+
+
+class LimitError(Exception):
+    """An input took more time or memory than it may."""
+
+
+@contextlib.contextmanager
+def limited() -> Iterator[None]:
+    """Raise `LimitError` where the body took longer than `SECONDS`, or `MEMORY` more than ever before."""
+    before, began = _peak(), time.monotonic()
+    yield
+    took, grown = time.monotonic() - began, _peak() - before
+    if took > SECONDS:
+        raise LimitError(f"{took:.1f} s")
+    if grown > MEMORY:
+        raise LimitError(f"{grown >> 20} MiB")
+
+
+def _peak() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def examine(storage: MemoryStorage, places: list[int], *, write: bool = False, **how: Any) -> str:
+    """
+    Open and read, with *write* also write, and return how far it came.
+
+    *places* are offsets of the virtual disk, taken modulo its size; *how* are arguments of `pyvhdx.open`.
+    """
+    before = storage.copy()
+    seen: dict[int, bytes] = {}
+    replayed = 0
+    try:
+        with pyvhdx.open(storage, **how) as image:
+            seen = _look(image, places)
+            outcome = "read"
+            if image._file.replay is not None:
+                replayed = image._file.replay.size
+    except pyvhdx.VHDXError as error:
+        assert str(error)
+        outcome = f"refused: {getattr(error, 'code', type(error).__name__)}"
+    assert same(storage, before), "a read-only open changed the file"
+    return _write(storage, places, seen, replayed, **how) if write else outcome
+
+
+def _look(image: pyvhdx.VHDXImage, places: list[int]) -> dict[int, bytes]:
+    """Ask everything of an image that is cheap to ask, and return what it reads as, by offset."""
+    assert image.info().to_dict()
+    assert repr(image)
+    assert list(image.user_metadata) is not None
+    for item in itertools.islice(image.metadata, 8):
+        with contextlib.suppress(pyvhdx.VHDXError):
+            assert len(image.metadata[item]) <= MIB
+    at = 0
+    with contextlib.suppress(pyvhdx.VHDXError):
+        for extent in itertools.islice(image.extents(), _EXTENTS):
+            assert extent.offset == at
+            assert extent.length > 0
+            at += extent.length
+        assert at <= image.size
+    seen = {}
+    for place in {place % image.size for place in places}:
+        with contextlib.suppress(pyvhdx.VHDXError):
+            seen[place] = image.pread(_PIECE, place)
+            assert len(seen[place]) == min(_PIECE, image.size - place)
+    return seen
+
+
+def _write(
+    storage: MemoryStorage, places: list[int], seen: dict[int, bytes], replayed: int, **how: Any
+) -> str:
+    """Write at the first place; the others are as they were."""
+    size = storage.size()
+    try:
+        image = pyvhdx.open(storage, "r+", **how)
+    except pyvhdx.VHDXError as error:
+        return f"not for writing: {getattr(error, 'code', type(error).__name__)}"
+    start = places[0] % image.size
+    data = bytes(range(1, 252)) * 6
+    data = data[: min(len(data), image.size - start)]
+    limit = max(replayed, size + max(GROWTH_STEP, image.block_size + GROWTH_STEP) + MIB)
+    if image.block_size < GROWTH_STEP:
+        limit = max(replayed, size + GROWTH_STEP + MIB)
+    written = False
+    try:
+        try:
+            image.pwrite(data, start)
+            image.flush()
+            written = True
+            assert image.pread(len(data), start) == data
+        finally:
+            assert storage.size() <= limit, f"grown to {storage.size():#x}, from {size:#x}"
+            image.close()
+    except pyvhdx.VHDXError as error:
+        outcome = f"not written: {getattr(error, 'code', type(error).__name__)}"
+    else:
+        outcome = "written"
+    assert storage.size() <= limit, f"grown to {storage.size():#x}, from {size:#x}"
+    if seen or written:
+        with pyvhdx.open(storage, **how) as image:  # what could be read can be read again
+            if written:
+                assert image.pread(len(data), start) == data, "what was written is not there"
+            for place, old in seen.items():
+                # A write completes its sectors, and they read as before outside it.
+                if place + len(old) <= start or start + len(data) <= place:
+                    assert image.pread(len(old), place) == old, f"byte {place:#x} was not written, and changed"
+    return outcome
