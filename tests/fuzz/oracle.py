@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pyvhdx
+from pyvhdx.format.constants import round_up
 from pyvhdx.session import GROWTH_STEP
 from tests.corpus.handmade import MIB
 from tests.corpus.specimens import same
@@ -109,9 +110,9 @@ def _write(
     start = places[0] % image.size
     data = bytes(range(1, 252)) * 6
     data = data[: min(len(data), image.size - start)]
-    limit = max(replayed, size + max(GROWTH_STEP, image.block_size + GROWTH_STEP) + MIB)
-    if image.block_size < GROWTH_STEP:
-        limit = max(replayed, size + GROWTH_STEP + MIB)
+    # A block larger than a step needs its own size; ends are rounded up to whole MiB.
+    step = GROWTH_STEP if image.block_size < GROWTH_STEP else image.block_size + GROWTH_STEP
+    limit = round_up(max(replayed, size), MIB) if replayed > size + step else round_up(size, MIB) + step
     written = False
     try:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.fuzz import images, recipe
+from tests.fuzz import images, locators, logs, recipe, tables
 from tests.fuzz.oracle import limited
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ class Target(NamedTuple):
 
 TARGETS = {
     "open": Target(images.try_open, recipe.seeds, 256),
+    "log": Target(logs.try_log, logs.seeds, 256),
+    "metadata": Target(tables.try_tables, tables.seeds, 2048),
+    "locator": Target(locators.try_locator, locators.seeds, 2048),
 }
 
 

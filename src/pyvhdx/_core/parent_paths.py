@@ -85,6 +85,23 @@ def _absolute(text: str, flavour: ModuleType) -> Candidate:
     return Candidate(text, posixpath.join("/", _here(bare, flavour)), True)
 
 
+def place_of(path: str, flavour: ModuleType) -> str | None:
+    """
+    Return an absolute path in the form of a folder's, to compare the two before any look at a disk.
+
+    None for one that names a Windows volume, of which only the system knows the place.
+    """
+    if flavour is ntpath:
+        if _VOLUME.match(path):
+            return None
+        if path[:8].upper() == "\\\\?\\UNC\\":
+            path = "\\\\" + path[8:]
+        elif path.startswith("\\\\?\\"):
+            path = path[4:]
+    normal: str = flavour.normpath(path)
+    return normal
+
+
 def paths_to(parent: str, folder: str, flavour: ModuleType) -> dict[str, str]:
     """
     Return the path entries for a child in *folder*; both paths are absolute, with links resolved.
