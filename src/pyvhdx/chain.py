@@ -331,7 +331,7 @@ def _is_allowed(path: str, options: _Options) -> bool:
 
 def _lies_in(path: str, folder: str) -> bool:
     try:
-        return os.path.commonpath([path, folder]) == folder
+        return os.path.normcase(os.path.commonpath([path, folder])) == os.path.normcase(folder)
     except ValueError:  # on another drive
         return False
 
