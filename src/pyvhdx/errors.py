@@ -49,10 +49,11 @@ __all__ = [
 @dataclass(frozen=True)
 class Finding:
     """
-    Something in a file that breaks a rule of the format and was tolerated.
+    Something in a file that breaks a rule of the format.
 
-    `code` is stable and listed in the documentation; `offset` is in bytes from the start of the
-    file; `section` is the section of MS-VHDX that states the rule.
+    `code` is stable and listed in the documentation; `severity` is ``"corrupt"``, ``"warning"`` or
+    ``"note"``; `offset` is in bytes from the start of the file; `section` is the section of MS-VHDX
+    that states the rule; `repairable` says whether `repair` can mend it without being told how.
     """
 
     code: str
@@ -61,6 +62,7 @@ class Finding:
     offset: int
     section: str
     message: str
+    repairable: bool = False
 
     def __str__(self) -> str:
         return f"{self.structure} at {self.offset:#x}: {self.message} [{self.code}, MS-VHDX {self.section}]"
