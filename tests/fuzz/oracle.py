@@ -38,10 +38,10 @@ class LimitError(Exception):
 
 @contextlib.contextmanager
 def limited() -> Iterator[None]:
-    """Raise `LimitError` where the body took longer than `SECONDS`, or `MEMORY` more than ever before."""
-    before, began = _peak(), time.monotonic()
+    """Raise `LimitError` where the body took more than `SECONDS` of CPU, or `MEMORY` more than ever before."""
+    before, began = _peak(), time.process_time()
     yield
-    took, grown = time.monotonic() - began, _peak() - before
+    took, grown = time.process_time() - began, _peak() - before
     if took > SECONDS:
         raise LimitError(f"{took:.1f} s")
     if grown > MEMORY:

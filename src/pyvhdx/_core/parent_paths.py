@@ -59,6 +59,8 @@ def candidates(
                 yield Candidate(text, flavour.join(folder, _here(text, flavour)), False)
         else:
             yield _absolute(text, flavour)
+    if flavour is ntpath:  # there a colon in a name leads to another drive, or into a stream
+        names = [name for name in names if ":" not in name]
     for folder in search:
         for name in names:
             yield Candidate(name, flavour.join(folder, name), False)
