@@ -132,7 +132,7 @@ class ImageWriter:
         while offset < end:
             block = offset >> shift
             kind = blocks.kind_of_absence(block)
-            if kind in zeros:
+            if kind is not None and kind in zeros:
                 offset = blocks.absence_end(block, kind, ((end - 1) >> shift) + 1) << shift
                 continue
             start = block << shift

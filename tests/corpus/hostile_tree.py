@@ -94,7 +94,7 @@ class HostileTree:
         audited: list[str] = []
         _install_hook()
         _watchers.append(audited)
-        os.open = noting  # type: ignore[assignment]  # as far as it is called here
+        os.open = noting
         try:
             yield opened
         finally:

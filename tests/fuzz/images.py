@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
-import pyvhdx
-from tests.corpus.specimens import same
 from tests.fuzz.oracle import examine
-from tests.fuzz.recipe import ALONE, DEEP, REFUSE_LOG, WRITE, Recipe, cook
+from tests.fuzz.recipe import ALONE, REFUSE_LOG, WRITE, Recipe, cook
 
 if TYPE_CHECKING:
-    from pyvhdx.testing import MemoryStorage
+    pass
 
 
 def try_open(data: bytes) -> str:

@@ -11,7 +11,6 @@ import functools
 import ntpath
 import posixpath
 import shutil
-import struct
 import tempfile
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from pyvhdx._core.locator import read_locator
 from pyvhdx._core.parent_paths import candidates
 from tests.corpus.handmade import METADATA_AT, locator_item
 from tests.corpus.hostile_tree import HostileTree
-from tests.corpus.specimens import specimens, stored
+from tests.corpus.specimens import specimens
 
 _KEYS = ("relative_path", "absolute_win32_path", "volume_path")
 _ITEM, _PATHS = 0, 1
@@ -42,10 +41,8 @@ def _tree() -> HostileTree:
 
 def seeds() -> list[bytes]:
     """Return the locators of the specimens, and a path of each kind under each key."""
-    made = [b""]
-    for specimen in specimens():
-        if specimen.parent is not None:
-            made.append(bytes((_ITEM,)) + specimen.image.locator_item())
+    children = [specimen for specimen in specimens() if specimen.parent is not None]
+    made = [b"", *(bytes((_ITEM,)) + child.image.locator_item() for child in children)]
     made.append(bytes((_ITEM,)) + locator_item({f"k{n}": "v" * n for n in range(1, 30)}))
     for number, path in enumerate(_PLACES):
         for key in range(len(_KEYS)):

@@ -61,7 +61,8 @@ def _make(data: bytes) -> _Log:
     storage = MemoryStorage()
     storage.truncate((head[1] % 62 + 2) * MIB)
     at, sequence = head[0] * SECTOR % _LENGTH, 1 << 33
-    position, starts = 2, []
+    position = 2
+    starts: list[int] = []
     while position < len(data) and len(starts) < _MOST_ENTRIES:
         step, tail, flags, flushed, last, change = data[position : position + 6].ljust(6, b"\0")
         position += 6

@@ -135,5 +135,7 @@ def _write(
             for place, old in seen.items():
                 # A write completes its sectors, and they read as before outside it.
                 if place + len(old) <= start or start + len(data) <= place:
-                    assert image.pread(len(old), place) == old, f"byte {place:#x} was not written, and changed"
+                    assert image.pread(len(old), place) == old, (
+                        f"byte {place:#x} was not written, and changed"
+                    )
     return outcome

@@ -35,7 +35,7 @@ def _fuzz(name: str, arguments: list[str]) -> None:
     import atheris  # noqa: PLC0415 - only here is it needed
 
     with atheris.instrument_imports(include=["pyvhdx"]):
-        import pyvhdx.cli  # noqa: F401, PLC0415 - instrumented as they are imported
+        import pyvhdx.cli  # noqa: PLC0415 - instrumented as they are imported
         import pyvhdx.testing  # noqa: F401, PLC0415
     from tests.fuzz.targets import run_once  # noqa: PLC0415 - behind the instrumentation
 
@@ -81,7 +81,9 @@ def _number(pattern: str, text: str) -> int:
 def _report(name: str, parsed: argparse.Namespace, errors: list[str], seconds: float) -> int:
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     inputs = sorted({path for text in errors for path in re.findall(r"Test unit written to (\S+)", text)})
-    traces = [text[text.find("Uncaught Python exception") :] for text in errors if "Test unit written" in text]
+    traces = [
+        text[text.find("Uncaught Python exception") :] for text in errors if "Test unit written" in text
+    ]
     for trace in traces:
         print(trace)
     summary = {
@@ -102,7 +104,9 @@ def main() -> int:
     """Run a target; return 1 where it found something."""
     from tests.fuzz.targets import TARGETS, run_once  # noqa: PLC0415 - the child must not import it yet
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--workers", type=int, default=1, help="processes that share the corpus")

@@ -235,7 +235,9 @@ def _replay(entry: Entry, ring: Ring, limit: int, outcome: _Outcome) -> None:
         ):
             raise _wrong_target(entry, ring, limit, zip(offsets, lengths, strict=True))
         if 0 in lengths or any(for_pages):
-            for is_page, last, value, offset, end in zip(for_pages, trailing, values, offsets, ends, strict=True):
+            for is_page, last, value, offset, end in zip(
+                for_pages, trailing, values, offsets, ends, strict=True
+            ):
                 if is_page:
                     page = value.to_bytes(8, "little") + next(sectors) + last.to_bytes(4, "little")
                     outcome.write(offset, page)

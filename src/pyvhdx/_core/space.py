@@ -64,7 +64,11 @@ class Space:
     def __init__(self, file_size: int) -> None:
         if file_size > _LARGEST:
             raise unsupported(
-                "FILE-SIZE", "file", file_size, "2.1", f"it is {file_size} bytes long, and over 128 TiB nothing is written"
+                "FILE-SIZE",
+                "file",
+                file_size,
+                "2.1",
+                f"it is {file_size} bytes long, and over 128 TiB nothing is written",
             )
         self._map = bytearray()
         self._file_units = _units(file_size)
