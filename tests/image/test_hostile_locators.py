@@ -246,7 +246,9 @@ def test_strings_that_are_no_text_are_refused(path: bytes, tree: HostileTree) ->
     assert caught.value.code == "LOCATOR-STRING"
 
 
-@pytest.mark.parametrize("path", ["a\\" * 16000, "..\\" * 10000, "x" * 32767, "a\\..\\" * 6000, "\u00e9" * 9000])
+@pytest.mark.parametrize(
+    "path", ["a\\" * 16000, "..\\" * 10000, "x" * 32767, "a\\..\\" * 6000, "\u00e9" * 9000]
+)
 def test_very_long_paths_are_not_found_soon(path: str, tree: HostileTree) -> None:
     tree.set_paths(relative_path=path, absolute_win32_path=path, volume_path=path)
     with limited(), pytest.raises(pyvhdx.ParentError):
