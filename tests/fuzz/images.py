@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
+import pyvhdx
+from tests.corpus.specimens import same
 from tests.fuzz.oracle import examine
-from tests.fuzz.recipe import ALONE, REFUSE_LOG, WRITE, Recipe, cook
+from tests.fuzz.recipe import ALONE, DEEP, REFUSE_LOG, WRITE, Recipe, cook
 
 if TYPE_CHECKING:
-    pass
+    from pyvhdx.testing import MemoryStorage
 
 
 def try_open(data: bytes) -> str:
@@ -28,3 +31,38 @@ def _how(recipe: Recipe) -> dict[str, Any]:
     if recipe.flags & REFUSE_LOG:
         how["log"] = "refuse"
     return how
+
+
+def try_check(data: bytes) -> str:
+    """Check the image of a recipe: nothing changes, and what an open refuses is corrupt."""
+    recipe = cook(data)
+    return examine_check(recipe.storage, deep=bool(recipe.flags & DEEP), **_how(recipe))
+
+
+def examine_check(storage: MemoryStorage, *, deep: bool, **how: Any) -> str:
+    """Check a storage, compare the report with what `open` says, and return how it went."""
+    before = storage.copy()
+    try:
+        report = pyvhdx.check(storage, deep=deep, **how)
+    except pyvhdx.VHDXError as error:
+        assert str(error)
+        outcome = f"refused: {getattr(error, 'code', type(error).__name__)}"
+        report = None
+    assert same(storage, before), "a check changed the file"
+    try:
+        pyvhdx.open(storage, **how).close()
+    except pyvhdx.VHDXError as error:
+        refused: str | None = str(error)
+    else:
+        refused = None
+    if report is None:
+        assert refused is not None, f"what could not be checked can be opened: {outcome}"
+        return outcome
+    json.dumps(report.to_dict())
+    assert report.ok == (not report.corruptions)
+    for finding in report.findings:
+        assert finding.code
+        assert finding.severity in ("corrupt", "warning", "note")
+        assert finding.message
+    assert refused is None or not report.ok, f"clean, and not to be opened: {refused}"
+    return "ok" if report.ok else "corrupt"

@@ -26,6 +26,7 @@ class Target(NamedTuple):
 
 TARGETS = {
     "open": Target(images.try_open, recipe.seeds, 256),
+    "check": Target(images.try_check, recipe.seeds, 256),
     "log": Target(logs.try_log, logs.seeds, 256),
     "metadata": Target(tables.try_tables, tables.seeds, 2048),
     "locator": Target(locators.try_locator, locators.seeds, 2048),
