@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,9 @@ from tests.fuzz.recipe import ALONE, DEEP, REFUSE_LOG, WRITE, Recipe, cook
 
 if TYPE_CHECKING:
     from pyvhdx.testing import MemoryStorage
+
+# There where this version repairs.
+REPAIR: Any = getattr(pyvhdx, "repair", None)
 
 
 def try_open(data: bytes) -> str:
@@ -65,4 +69,37 @@ def examine_check(storage: MemoryStorage, *, deep: bool, **how: Any) -> str:
         assert finding.severity in ("corrupt", "warning", "note")
         assert finding.message
     assert refused is None or not report.ok, f"clean, and not to be opened: {refused}"
-    return "ok" if report.ok else "corrupt"
+    if report.ok:
+        return f"ok, {len(report.counts)} codes"
+    return f"corrupt: {min(finding.code for finding in report.findings if finding.severity == 'corrupt')}"
+
+
+def try_repair(data: bytes) -> str:
+    """Repair the image of a recipe: what could be read reads the same, and nothing repairable is left."""
+    recipe = cook(data)
+    storage, how = recipe.storage, _how(recipe)
+    before = storage.copy()
+    seen = _seen(storage, recipe.places, how)
+    try:
+        REPAIR(storage, dry_run=True, undo=False, **how)
+        assert same(storage, before), "a plan changed the file"
+        done = REPAIR(storage, undo=False, **how).done
+    except pyvhdx.VHDXError as error:
+        assert str(error)
+        return f"refused: {getattr(error, 'code', type(error).__name__)}"
+    left = pyvhdx.check(storage, **how)
+    assert not [finding for finding in left.findings if finding.repairable and finding.severity == "corrupt"]
+    for place, old in _seen(storage, list(seen), how).items():
+        assert seen[place] == old, f"byte {place:#x} reads otherwise"
+    assert not REPAIR(storage, undo=False, **how).done, "a second repair found more to do"
+    return f"{len(done)} done, {'ok' if left.ok else 'corrupt'}"
+
+
+def _seen(storage: MemoryStorage, places: list[int], how: dict[str, Any]) -> dict[int, bytes]:
+    """Return what can be read at some places."""
+    seen = {}
+    with contextlib.suppress(pyvhdx.VHDXError), pyvhdx.open(storage, **how) as image:
+        for place in {place % image.size for place in places}:
+            with contextlib.suppress(pyvhdx.VHDXError):
+                seen[place] = image.pread(1000, place)
+    return seen

@@ -31,6 +31,8 @@ TARGETS = {
     "metadata": Target(tables.try_tables, tables.seeds, 2048),
     "locator": Target(locators.try_locator, locators.seeds, 2048),
 }
+if images.REPAIR is not None:
+    TARGETS["repair"] = Target(images.try_repair, recipe.seeds, 256)
 
 
 def run_once(name: str, data: bytes) -> str:

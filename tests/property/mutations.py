@@ -98,7 +98,9 @@ def _stays_on_disk(storage: MemoryStorage, path: Path) -> None:
 
 def main() -> int:
     """Try mutations; return 1 if one broke a promise."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("count", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parsed = parser.parse_args()

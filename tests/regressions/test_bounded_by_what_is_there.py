@@ -251,7 +251,7 @@ class TestGrowth:
 
 def test_a_run_of_entries_at_the_end_of_all_numbers_is_an_error_of_ours() -> None:
     """Found by reading: the run was compared with numbers that no machine word holds."""
-    image = Image(2048 * MIB, bat={n: (2**64 - MIB) | 6 for n in range(600)})
+    image = Image(2048 * MIB, bat=dict.fromkeys(range(600), 2**64 - MIB | 6))
     with pyvhdx.open(stored(image), "r+") as opened:
         with pytest.raises(pyvhdx.CorruptImageError) as caught:
             opened.pwrite(b"x", 1000 * MIB)
