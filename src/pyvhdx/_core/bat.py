@@ -15,7 +15,7 @@ from pyvhdx.format.constants import BAT_ENTRY_SIZE, round_up
 from pyvhdx.format.table import integers, little_endian
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pyvhdx._core.geometry import Geometry
     from pyvhdx._core.pages import Pages
