@@ -66,8 +66,8 @@ def _start(name: str, parsed: argparse.Namespace, folders: list[Path], worker: i
         [sys.executable, "-m", "tests.fuzz.run", name, *arguments],
         cwd=Path(__file__).parents[2],
         env={**os.environ, _CHILD: name},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
     )
@@ -130,7 +130,7 @@ def main() -> int:
         if parsed.seed_corpus is not None:
             folders.append(parsed.seed_corpus.resolve())
         children = [_start(name, parsed, folders, worker) for worker in range(parsed.workers)]
-        errors = [child.communicate()[1] for child in children]
+        errors = [child.communicate()[0] for child in children]
     for child, text in zip(children, errors, strict=True):
         if "stat::number_of_executed_units" not in text:
             print(text, file=sys.stderr)

@@ -8,6 +8,7 @@ those that every input of the fuzzers is judged by.
 from __future__ import annotations
 
 import io
+import random
 import struct
 from pathlib import Path
 from uuid import UUID
@@ -24,6 +25,8 @@ from tests.corpus.handmade import (
     METADATA,
     METADATA_AT,
     MIB,
+    NOT_PRESENT,
+    UNDEFINED,
     UNMAPPED,
     ZERO,
     Block,
@@ -287,3 +290,26 @@ def test_a_dump_shows_the_values_of_items_up_to_four_mib() -> None:
         shown = dump.dump_metadata(storage)
     assert len(shown) == count + 1000
     assert 60 < sum("value" in item for item in shown) < 70
+
+
+@pytest.mark.parametrize("block_mib", [1, 32, 256])
+@pytest.mark.parametrize("seed", range(3))
+def test_whole_pages_are_passed_and_no_entry_is(block_mib: int, seed: int) -> None:
+    """Runs that begin, end and go on anywhere in pages and chunks, against one entry after the other."""
+    draw = random.Random(seed)
+    count = 3000
+    image = Image(count * block_mib * MIB - 512, block_size=block_mib * MIB)
+    states: list[int] = []
+    while len(states) < count:
+        kinds = draw.choice(((NOT_PRESENT,), (ZERO,), (ZERO, UNMAPPED, UNDEFINED)))
+        states += [draw.choice(kinds) for _ in range(draw.choice((1, 2, 511, 512, 513, 700)))]
+    image.bat = {image.payload_index(n): state for n, state in enumerate(states[:count])}
+    if seed:  # slots of sector bitmaps mean nothing in this file, whatever stands in them
+        image.bat |= {image.bitmap_index(n): 4 * MIB | draw.choice((0, 6)) for n in range(image.chunks)}
+    expected = []
+    for number, state in enumerate(states[:count]):
+        kind = "absent" if state == NOT_PRESENT else "zero"
+        if not expected or expected[-1][1] != kind:
+            expected.append((number * image.block_size, kind))
+    with pyvhdx.open(stored(image)) as opened:
+        assert [(extent.offset, extent.kind) for extent in opened.extents()] == expected
