@@ -301,7 +301,7 @@ def test_a_dump_shows_the_values_of_items_up_to_four_mib() -> None:
 
 
 @pytest.mark.parametrize("block_mib", [1, 32, 256])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(8))
 def test_whole_pages_are_passed_and_no_entry_is(block_mib: int, seed: int) -> None:
     """Runs that begin, end and go on anywhere in pages and chunks, against one entry after the other."""
     draw = random.Random(seed)
@@ -312,7 +312,7 @@ def test_whole_pages_are_passed_and_no_entry_is(block_mib: int, seed: int) -> No
         kinds = draw.choice(((NOT_PRESENT,), (ZERO,), (ZERO, UNMAPPED, UNDEFINED)))
         states += [draw.choice(kinds) for _ in range(draw.choice((1, 2, 511, 512, 513, 1000, 1700)))]
     image.bat = {image.payload_index(n): state for n, state in enumerate(states[:count])}
-    if seed:  # slots of sector bitmaps mean nothing in this file, whatever stands in them
+    if seed % 4 == 3:  # slots of sector bitmaps mean nothing in this file, whatever stands in them
         image.bat |= {image.bitmap_index(n): 4 * MIB | draw.choice((0, 6)) for n in range(image.chunks)}
     expected = []
     for number, state in enumerate(states[:count]):
