@@ -10,8 +10,8 @@ from pyvhdx.format import constants as c
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pyvhdx._core.checks.bat import Table
     from pyvhdx._core.checks.collector import Collector
+    from pyvhdx._core.checks.table import Table
 
 _FULL, _PARTIAL = int(c.PayloadState.FULLY_PRESENT), int(c.PayloadState.PARTIALLY_PRESENT)
 _PIECE = 1 << 20
