@@ -314,7 +314,7 @@ def test_whole_pages_are_passed_and_no_entry_is(block_mib: int, seed: int) -> No
     image.bat = {image.payload_index(n): state for n, state in enumerate(states[:count])}
     if seed % 4 == 3:  # slots of sector bitmaps mean nothing in this file, whatever stands in them
         image.bat |= {image.bitmap_index(n): 4 * MIB | draw.choice((0, 6)) for n in range(image.chunks)}
-    expected = []
+    expected: list[tuple[int, str]] = []
     for number, state in enumerate(states[:count]):
         kind = "absent" if state == NOT_PRESENT else "zero"
         if not expected or expected[-1][1] != kind:

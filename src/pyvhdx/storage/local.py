@@ -33,6 +33,7 @@ _OPEN_FLAGS = (
     | getattr(os, "O_NOCTTY", 0)
     | getattr(os, "O_NONBLOCK", 0)
 )
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 # A folder on the way need not be readable.
 _FOLDER_FLAGS = (
     getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -319,16 +320,15 @@ def _open_without_links(path: str, flags: int) -> int:
 
     Anything else is not even opened: that alone may rewind a tape, or wake who writes to a pipe.
     """
-    assert sys.platform != "win32"
     *folders, name = path.strip("/").split("/")
     folder = os.open("/", _FOLDER_FLAGS)
     try:
         for part in folders:
-            below = os.open(part, _FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=folder)
+            below = os.open(part, _FOLDER_FLAGS | _NO_LINK, dir_fd=folder)
             os.close(folder)
             folder = below
         _refuse_other_kinds(os.stat(name or ".", dir_fd=folder, follow_symlinks=False).st_mode, path)
-        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=folder)
+        return os.open(name, flags | _NO_LINK, dir_fd=folder)
     except OSError as error:
         error.filename = path  # not only the part of it
         raise
