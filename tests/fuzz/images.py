@@ -21,7 +21,8 @@ REPAIR: Any = getattr(pyvhdx, "repair", None)
 def try_open(data: bytes) -> str:
     """Open, read and maybe write the image of a recipe."""
     recipe = cook(data)
-    return examine(recipe.storage, recipe.places, write=bool(recipe.flags & WRITE), **_how(recipe))
+    write = bool(recipe.flags & WRITE)
+    return examine(recipe.storage, recipe.places, write=write, more=recipe.flags >> 5, **_how(recipe))
 
 
 def _how(recipe: Recipe) -> dict[str, Any]:

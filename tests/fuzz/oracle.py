@@ -14,6 +14,7 @@ import resource
 import sys
 import time
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import pyvhdx
 from pyvhdx.format.constants import round_up
@@ -53,11 +54,14 @@ def _peak() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def examine(storage: MemoryStorage, places: list[int], *, write: bool = False, **how: Any) -> str:
+def examine(
+    storage: MemoryStorage, places: list[int], *, write: bool = False, more: int = 0, **how: Any
+) -> str:
     """
     Open and read, with *write* also write, and return how far it came.
 
-    *places* are offsets of the virtual disk, taken modulo its size; *how* are arguments of `pyvhdx.open`.
+    *places* are offsets of the virtual disk, taken modulo its size; the bits of *more* are further
+    changes: 1 zeroes a range, 2 trims blocks, 4 sets an item.  *how* are arguments of `pyvhdx.open`.
     """
     before = storage.copy()
     seen: dict[int, bytes] = {}
@@ -72,7 +76,7 @@ def examine(storage: MemoryStorage, places: list[int], *, write: bool = False, *
         assert str(error)
         outcome = f"refused: {getattr(error, 'code', type(error).__name__)}"
     assert same(storage, before), "a read-only open changed the file"
-    return _write(storage, places, seen, replayed, **how) if write else outcome
+    return _write(storage, places, seen, replayed, more, **how) if write else outcome
 
 
 def _look(image: pyvhdx.VHDXImage, places: list[int]) -> dict[int, bytes]:
@@ -99,9 +103,9 @@ def _look(image: pyvhdx.VHDXImage, places: list[int]) -> dict[int, bytes]:
 
 
 def _write(
-    storage: MemoryStorage, places: list[int], seen: dict[int, bytes], replayed: int, **how: Any
+    storage: MemoryStorage, places: list[int], seen: dict[int, bytes], replayed: int, more: int, **how: Any
 ) -> str:
-    """Write at the first place; the others are as they were."""
+    """Write at the first place, and do what *more* says; all the rest is as it was."""
     size = storage.size()
     try:
         image = pyvhdx.open(storage, "r+", **how)
@@ -113,29 +117,64 @@ def _write(
     # A block larger than a step needs its own size; ends are rounded up to whole MiB.
     step = GROWTH_STEP if image.block_size < GROWTH_STEP else image.block_size + GROWTH_STEP
     limit = round_up(max(replayed, size), MIB) if replayed > size + step else round_up(size, MIB) + step
-    written = False
+    promised: dict[int, bytes] = {}
+    changed = [(start, start + len(data))]
     try:
         try:
             image.pwrite(data, start)
             image.flush()
-            written = True
-            assert image.pread(len(data), start) == data
-        finally:
+            promised[start] = data
             assert storage.size() <= limit, f"grown to {storage.size():#x}, from {size:#x}"
+            if more:
+                _change_more(image, more, places[1] % image.size, promised, changed)
+        finally:
+            assert storage.size() <= limit + 2 * step, f"grown to {storage.size():#x}, from {size:#x}"
             image.close()
     except pyvhdx.VHDXError as error:
         outcome = f"not written: {getattr(error, 'code', type(error).__name__)}"
     else:
         outcome = "written"
-    assert storage.size() <= limit, f"grown to {storage.size():#x}, from {size:#x}"
-    if seen or written:
+    if seen or promised:
         with pyvhdx.open(storage, **how) as image:  # what could be read can be read again
-            if written:
-                assert image.pread(len(data), start) == data, "what was written is not there"
+            for place, new in promised.items():
+                assert image.pread(len(new), place) == new, f"what was written at {place:#x} is not there"
             for place, old in seen.items():
                 # A write completes its sectors, and they read as before outside it.
-                if place + len(old) <= start or start + len(data) <= place:
+                if all(place + len(old) <= first or stop <= place for first, stop in changed):
                     assert image.pread(len(old), place) == old, (
                         f"byte {place:#x} was not written, and changed"
                     )
+            if more & _ITEM and outcome == "written":
+                assert image.user_metadata[_ITEM_ID] == b"note" * more
     return outcome
+
+
+_ZEROES, _TRIM, _ITEM = 1, 2, 4
+_ITEM_ID = UUID("7c9e6679-7425-40de-944b-e07fc1f90ae7")
+_MODES = tuple(pyvhdx.TrimMode)
+
+
+def _change_more(
+    image: pyvhdx.VHDXImage, more: int, at: int, promised: dict[int, bytes], changed: list[tuple[int, int]]
+) -> None:
+    """Zero a range, trim the blocks behind it, set an item; note what is promised to be read afterwards."""
+    if more & _ITEM:
+        image.user_metadata[_ITEM_ID] = b"note" * more
+    if more & _ZEROES:
+        length = min(3 * MIB + 700, image.size - at)
+        changed.append((at, at + length))
+        # What was written before, and lies in this range, is zeros now in part.
+        promised.clear()
+        image.write_zeroes(at, length)
+        promised[at], promised[at + length - min(length, 900)] = (
+            bytes(min(length, 900)),
+            bytes(min(length, 900)),
+        )
+    if more & _TRIM:
+        sector = image.logical_sector_size
+        at -= at % sector
+        length = min(4 * MIB, image.size - at)
+        changed.append((at, at + length))
+        promised.clear()
+        image.trim(at, length, _MODES[more % len(_MODES)])
+    image.flush()

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from pyvhdx.testing import MemoryStorage
 from tests.corpus.specimens import Specimen, edges, specimens
 
+# The three bits above are the further changes of `oracle.examine`.
 UNSEALED, ALONE, WRITE, REFUSE_LOG, DEEP = 1, 2, 4, 8, 16
 
 _MAX_CHANGES = 24
@@ -86,7 +87,15 @@ def seeds() -> list[bytes]:
     """Return recipes that reach every part: each specimen as it is, and with each of its fields changed."""
     made = []
     for number, specimen in enumerate(specimens()):
-        flags = (0, ALONE, WRITE, WRITE | ALONE, REFUSE_LOG, UNSEALED, DEEP)
+        flags = [
+            0,
+            ALONE,
+            WRITE | ALONE,
+            REFUSE_LOG,
+            UNSEALED,
+            DEEP,
+            *(WRITE | more << 5 for more in range(8)),
+        ]
         made += [bytes((number, flag, 3, 200)) for flag in flags]
         for part, (_, start, length) in enumerate(specimen.parts):
             inside = [f for f in specimen.fields if start <= f.offset < start + length]
