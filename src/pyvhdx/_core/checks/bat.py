@@ -329,6 +329,7 @@ class BatCheck:
             wrong = self._misplaced_bitmap(place)
             if not wrong and self._map.claim(unit_of(place), 1):
                 self._overlaps.add_bitmap(chunk, unit_of(place))
+                return  # what stands there is another's
         if wrong:
             if partial:
                 count = f" and {len(partial) - 1} more" if len(partial) > 1 else ""
