@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from pyvhdx._core.findings import corrupt
 from pyvhdx._core.locator import ParentLocator, read_locator
-from pyvhdx._core.parent_paths import Candidate, candidates
+from pyvhdx._core.parent_paths import Candidate, candidates, place_of
 from pyvhdx._core.recover import Hints
 from pyvhdx.errors import (
     ImageError,
@@ -165,7 +165,7 @@ def options_of(
         raise RequestError(f'log is {log!r}, and must be "auto" or "refuse"')
     return OpenOptions(
         search=tuple(map(os.path.abspath, _folders_of("search", search))),
-        allow_absolute=tuple(map(os.path.realpath, _folders_of("allow_absolute", allow_absolute))),
+        allow_absolute=_both_names(_folders_of("allow_absolute", allow_absolute)),
         within=None if within is None else _within(within),
         verify_parent=verify_parent,
         log=log,
@@ -187,6 +187,12 @@ def _folders_of(name: str, folders: Iterable[PathLike] | PathLike) -> list[PathL
         if not isinstance(folder, (str, os.PathLike)):
             raise RequestError(f"{name} is {folders!r}, and must be a list of folders")
     return listed
+
+
+def _both_names(folders: list[PathLike]) -> tuple[str, ...]:
+    """Return each folder as it was named, and with links resolved."""
+    named = [os.path.abspath(os.fspath(folder)) for folder in folders]
+    return tuple(dict.fromkeys([*named, *map(os.path.realpath, named)]))
 
 
 def _within(folder: Any) -> str:
@@ -388,19 +394,31 @@ def _open_candidate(source: Any, options: OpenOptions) -> VHDXImage:
 
 
 def _refuse(candidate: Candidate, options: OpenOptions) -> str:
-    """Return where a candidate really lies, and raise `_Refused` where the policy forbids it."""
+    """
+    Return where a candidate really lies, and raise `_Refused` where the policy forbids it.
+
+    What the caller does not allow is not even looked at: to resolve a path of Windows that names a
+    network share would log in there.
+    """
     assert candidate.path is not None
-    real = os.path.realpath(candidate.path)
-    if candidate.absolute and not any(_lies_in(real, folder) for folder in options.allow_absolute):
+    place = place_of(candidate.path, _FLAVOUR) if candidate.absolute else None
+    if place is not None and not _is_allowed(place, options):
         raise _Refused("an absolute path, and allow_absolute does not name its folder")
+    real = os.path.realpath(candidate.path)
+    if candidate.absolute and not _is_allowed(real, options):
+        raise _Refused("an absolute path that leads out of the folders of allow_absolute")
     if options.within is not None and not _lies_in(real, options.within):
         raise _Refused(f"it lies outside {options.within}")
     return real
 
 
+def _is_allowed(path: str, options: OpenOptions) -> bool:
+    return any(_lies_in(path, folder) for folder in options.allow_absolute)
+
+
 def _lies_in(path: str, folder: str) -> bool:
     try:
-        return os.path.commonpath([path, folder]) == folder
+        return os.path.normcase(os.path.commonpath([path, folder])) == os.path.normcase(folder)
     except ValueError:  # on another drive
         return False
 

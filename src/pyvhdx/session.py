@@ -19,7 +19,7 @@ import weakref
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
-from pyvhdx._core.findings import corrupt, tolerated
+from pyvhdx._core.findings import corrupt, tolerated, unsupported
 from pyvhdx._core.log_reader import count_of
 from pyvhdx._core.log_writer import LogWriter
 from pyvhdx._core.opening import (
@@ -41,7 +41,7 @@ from pyvhdx.format.constants import (
     PayloadState,
     round_up,
 )
-from pyvhdx.storage import Durable
+from pyvhdx.storage import Durable, FileObject
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 # A commit comes by itself before a change that would let more pages wait; one entry holds 126.
 MAX_WAITING_PAGES = 100
 GROWTH_STEP = 32 << 20
+# A log may ask for a file of 256 TiB: not where that many zeros might be written.
+_MOST_FILLED = 2 * GROWTH_STEP
 _ANCHORS_AT_ONCE = 64
 _STORED = (int(PayloadState.FULLY_PRESENT), int(PayloadState.PARTIALLY_PRESENT))
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -75,7 +77,8 @@ def prepare(file: OpenFile, *, sync: bool) -> OpenFile:
     """
     Return *file* ready to be written: a pending log is replayed into it (2.3.3).
 
-    Raises `CorruptImageError` where nobody can say which header is current.
+    Raises `CorruptImageError` where nobody can say which header is current, and `UnsupportedImageError`
+    where the log wants a file object to grow too far.
     """
     if header_copies_contradict(file.raw):
         raise corrupt(
@@ -87,6 +90,16 @@ def prepare(file: OpenFile, *, sync: bool) -> OpenFile:
         )
     if file.replay is None or not file.replay.entries:
         return file
+    growth = file.replay.size - file.raw.size()
+    if growth > _MOST_FILLED and isinstance(file.raw, FileObject):
+        raise unsupported(
+            "LOG-TARGET",
+            "log",
+            file.header.log_offset,
+            "2.3.3",
+            f"it asks for {growth:#x} bytes more, and a file object may have to be filled with zeros up to there; "
+            "open the file by its path",
+        )
     _log_writer(file, Durable(file.raw, sync=sync)).replay(file.replay, file.raw)
     pending = "LOG-PENDING"
     found = tolerated(
@@ -238,14 +251,10 @@ class Session:
         cleared: list[tuple[int, int]] = []
         # On from where the last search ended, and round once.
         for first, stop in ((self._anchors_from, geometry.block_count), (0, self._anchors_from)):
-            block = first
+            block = blocks.first_anchor(first, stop)
             while block < stop and len(cleared) < _ANCHORS_AT_ONCE:
-                entry = blocks.entry(block)
-                if is_anchor(entry):
-                    cleared.append((block, entry & STATE_MASK))
-                    block += 1
-                else:
-                    block = blocks.run_end(block, stop)
+                cleared.append((block, blocks.entry(block) & STATE_MASK))
+                block = blocks.first_anchor(block + 1, stop)
             if cleared:
                 self._anchors_from = block
                 break
@@ -295,7 +304,7 @@ class Session:
                 raise
             with self.changing():
                 self._log.place_log(place, ALIGNMENT)
-            self.file.blocks.taken.append(log_span(self.header))
+            self.file.blocks.taken = [*self.file.blocks.taken, log_span(self.header)]
             self._log_is_usable = True
         self._is_ready = True
 

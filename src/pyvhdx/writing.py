@@ -134,8 +134,9 @@ class ImageWriter:
         end = offset + length
         while offset < end:
             block = offset >> shift
-            if blocks.kind_of_absence(block) in zeros:
-                offset = blocks.run_end(block, ((end - 1) >> shift) + 1) << shift
+            kind = blocks.kind_of_absence(block)
+            if kind is not None and kind in zeros:
+                offset = blocks.absence_end(block, kind, ((end - 1) >> shift) + 1) << shift
                 continue
             start = block << shift
             stop = min(end, start + (1 << shift))

@@ -33,7 +33,7 @@ MADE_HERE = {
     "mbr": (bytes(510) + b"\x55\xaa" + bytes(512), "MBR"),
     "fixed vhd": (bytes(2048) + b"conectix" + bytes(504), "qemu-img"),
     "empty": (b"", "empty"),
-    "text": (b"hello", "hello"),
+    "text": (b"hello", "nothing else is recognised"),
 }
 
 

@@ -23,7 +23,7 @@ def test_the_outcome_of_a_log_is_that_of_its_steps_in_order(steps: list[tuple[in
             outcome.write(page * PAGE, bytes([number]) * PAGE)
             model[page] = number
         else:
-            outcome.zero(page * PAGE, (page + length) * PAGE)
+            outcome.zero([page * PAGE], [(page + length) * PAGE])
             model[page : page + length] = bytes(length)
     pages, (starts, ends) = outcome.settle()
     shown = bytearray(b"\xee" * PAGES * 2)

@@ -15,7 +15,7 @@ from pyvhdx.format.constants import BAT_ENTRY_SIZE, round_up
 from pyvhdx.format.table import integers, little_endian
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pyvhdx._core.geometry import Geometry
     from pyvhdx._core.pages import Pages
@@ -123,6 +123,27 @@ class BlockAllocationTable:
             else:
                 break
         return min(block, limit)
+
+    def first_where(self, block: int, limit: int, is_wanted: Callable[[int], bool]) -> int:
+        """
+        Return the first block from *block* on whose entry is wanted; *limit* where there is none before.
+
+        Whole pages are judged by the values that occur in them: a hostile table changes at every entry.
+        """
+        geometry = self._geometry
+        while block < limit:
+            index = geometry.payload_index(block)
+            number, at = divmod(index, _ENTRIES)
+            if at == 0:
+                page = self._page(number)
+                values = {0} if page is self._no_entries else set(page)
+                if len(page) == _ENTRIES and not any(map(is_wanted, values)):
+                    block = geometry.blocks_before(index + _ENTRIES)
+                    continue
+            if is_wanted(self._entry(index)):
+                return block
+            block += 1
+        return limit
 
     def _entry(self, index: int) -> int:
         number = index >> _PAGE_SHIFT

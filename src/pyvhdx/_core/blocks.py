@@ -12,6 +12,7 @@ read looks again.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -110,11 +111,27 @@ class BlockMap:
         self._pages = pages
         self.file_size = file_size
         self.version = 0
-        self.taken = [span for span in taken if span.start < span.end]
+        self.taken = list(taken)
         self._differencing = differencing
         self._bitmap_pages: dict[int, bytes] = {}
         # Where each block lies that is known to be wholly present and rightly placed.
         self.places: dict[int, int] = {}
+
+    @property
+    def taken(self) -> list[Span]:
+        """The ranges that no block may touch, in order and apart from one another."""
+        return self._taken
+
+    @taken.setter
+    def taken(self, spans: list[Span]) -> None:
+        self._taken: list[Span] = []
+        for span in sorted(spans):
+            if self._taken and span.start < self._taken[-1].end:  # an empty log may lie on a region
+                before = self._taken.pop()
+                span = before._replace(end=max(before.end, span.end))  # noqa: PLW2901 - one of two
+            if span.start < span.end:
+                self._taken.append(span)
+        self._taken_ends = [span.end for span in self._taken]
 
     def fault(self, offset: int) -> ImageError | OSError | None:  # noqa: ARG002 - a salvage knows some
         """Return why the byte at *offset* of the disk is UNREADABLE; None where it is the parent's."""
@@ -156,7 +173,7 @@ class BlockMap:
                 else:
                     kind = self._kind_of_absence(block, state)
                     if end > stop:
-                        stop = min(end, bat.run_end(block, ((end - 1) >> shift) + 1) << shift)
+                        stop = min(end, self.absence_end(block, kind, ((end - 1) >> shift) + 1) << shift)
                     yield Segment(kind, offset, stop - offset, 0)
                     offset = stop
                     continue
@@ -291,6 +308,15 @@ class BlockMap:
         """Return the first block after *block* whose entry is another one, at most *limit*."""
         return self._bat.run_end(block, limit)
 
+    def absence_end(self, block: int, kind: Kind, limit: int) -> int:
+        """Return the first block after *block*, which reads as *kind*, that does not; at most *limit*."""
+        states = _READ_AS_ZERO if kind is Kind.ZERO else {_NOT_PRESENT}
+        return self._bat.first_where(block + 1, limit, lambda entry: entry & STATE_MASK not in states)
+
+    def first_anchor(self, block: int, limit: int) -> int:
+        """Return the first block from *block* on that is a soft anchor, at most *limit*."""
+        return self._bat.first_where(block, limit, is_anchor)
+
     def uniform_end(self, block: int, limit: int) -> int:
         """
         Return up to where the entries may be changed as one by `set_run`, at most *limit*.
@@ -410,7 +436,8 @@ class BlockMap:
         return place + SECTOR_BITMAP_SIZE
 
     def _owner(self, start: int, end: int) -> str | None:
-        return next((span.owner for span in self.taken if span.start < end and start < span.end), None)
+        at = bisect_right(self._taken_ends, start)
+        return self._taken[at].owner if at < len(self._taken) and self._taken[at].start < end else None
 
     def _bad_entry(self, code: str, block: int, message: str) -> CorruptImageError:
         at = self._bat.place(self._geometry.payload_index(block))

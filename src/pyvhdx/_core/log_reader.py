@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from array import array
 from heapq import heappop, heappush
+from operator import add
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyvhdx._core import log_entry
@@ -32,7 +33,7 @@ from pyvhdx.format.constants import (
 from pyvhdx.format.log import LogEntryHeader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
     from uuid import UUID
 
     from pyvhdx._types import ReadAt
@@ -106,7 +107,7 @@ def scan(ring: Ring, log_guid: UUID) -> list[Candidate]:
     candidates = []
     for position, following in zip(starts, starts[1:] + starts[:1], strict=True):
         if position in heads:
-            header = LogEntryHeader.parse(heads[position])
+            (header,) = LogEntryHeader.parse_table(heads[position])  # there may be very many
             room = (following - position) % ring.length or ring.length
             fault = log_entry.find_fault(header, ring.length, room, ring.reader(position))
             candidates.append(Candidate(Entry(position, header), fault))
@@ -228,24 +229,41 @@ def read_log(ring: Ring, log_guid: UUID, file_size: int) -> Replay:
 def _replay(entry: Entry, ring: Ring, limit: int, outcome: Outcome) -> None:
     read = ring.reader(entry.position)
     sectors = log_entry.data_sectors(entry, read)
+    ring_start, ring_end = ring.offset, ring.offset + ring.length
     for kinds, trailing, values, offsets, _ in log_entry.descriptors(entry, read):
-        for kind, last, value, offset in zip(kinds, trailing, values, offsets, strict=True):
-            length = LOG_SECTOR_SIZE if kind == log_entry.DATA else value
-            end = offset + length
-            if (
-                offset < LOWEST_LOG_TARGET
-                or end > limit
-                or (offset < ring.offset + ring.length and end > ring.offset)
+        for_pages = [LOG_SECTOR_SIZE if kind == log_entry.DATA else 0 for kind in kinds]
+        lengths = [page or value for page, value in zip(for_pages, values, strict=True)]
+        ends = list(map(add, offsets, lengths))
+        if (
+            min(offsets, default=LOWEST_LOG_TARGET) < LOWEST_LOG_TARGET
+            or max(ends, default=0) > limit
+            or any(start < ring_end and end > ring_start for start, end in zip(offsets, ends, strict=True))
+        ):
+            raise _wrong_target(entry, ring, limit, zip(offsets, lengths, strict=True))
+        if 0 in lengths or any(for_pages):
+            for is_page, last, value, offset, end in zip(
+                for_pages, trailing, values, offsets, ends, strict=True
             ):
-                raise _wrong_target(entry, ring, limit, offset, length)
-            if kind == log_entry.DATA:
-                page = value.to_bytes(8, "little") + next(sectors) + last.to_bytes(4, "little")
-                outcome.write(offset, page)
-            elif length:
-                outcome.zero(offset, end)
+                if is_page:
+                    page = value.to_bytes(8, "little") + next(sectors) + last.to_bytes(4, "little")
+                    outcome.write(offset, page)
+                elif offset < end:
+                    outcome.zero((offset,), (end,))
+        else:
+            outcome.zero(offsets, ends)
 
 
-def _wrong_target(entry: Entry, ring: Ring, limit: int, offset: int, length: int) -> CorruptImageError:
+def _wrong_target(
+    entry: Entry, ring: Ring, limit: int, targets: Iterable[tuple[int, int]]
+) -> CorruptImageError:
+    """Return the error for the first of *targets*, (offset, length), that no log may touch."""
+    offset, length = next(
+        (offset, length)
+        for offset, length in targets
+        if offset < LOWEST_LOG_TARGET
+        or offset + length > limit
+        or (offset < ring.offset + ring.length and offset + length > ring.offset)
+    )
     if offset < LOWEST_LOG_TARGET:
         wrong = "lies in the header section before the region tables"
     elif offset + length > limit:
@@ -280,9 +298,12 @@ class Outcome:
         # A page lies over the ranges that came before it.
         self._pages[offset] = (len(self._ends), page)
 
-    def zero(self, start: int, end: int) -> None:
-        self._keys.append(start // LOG_SECTOR_SIZE << self._NUMBER_BITS | len(self._ends))
-        self._ends.append(end)
+    def zero(self, starts: Iterable[int], ends: Sequence[int]) -> None:
+        bits, first = self._NUMBER_BITS, len(self._ends)
+        self._keys.extend(
+            [start // LOG_SECTOR_SIZE << bits | number for number, start in enumerate(starts, first)]
+        )
+        self._ends.extend(ends)
 
     def settle(self) -> tuple[dict[int, bytes], tuple[array[int], array[int]]]:
         """
@@ -291,27 +312,54 @@ class Outcome:
         One sweep over both, sorted by offset: a range is never taken apart into pages.
         """
         starts, ends = array("Q"), array("Q")
-        upcoming = iter(sorted(self._pages))
-        page_at = next(upcoming, None)
-        hidden = set()
-        covering: list[tuple[int, int]] = []  # (minus number, end): the newest range first
+        covers = _Covers(self._pages, self._ends)
         mask = (1 << self._NUMBER_BITS) - 1
-        for key in [*sorted(self._keys), None]:
-            start = MAX_FILE_SIZE + 1 if key is None else (key >> self._NUMBER_BITS) * LOG_SECTOR_SIZE
-            while page_at is not None and page_at < start:
-                while covering and covering[0][1] <= page_at:
-                    heappop(covering)
-                if covering and -covering[0][0] >= self._pages[page_at][0]:
-                    hidden.add(page_at)
-                page_at = next(upcoming, None)
-            if key is None:
-                break
-            end = self._ends[key & mask]
-            if page_at is not None:
-                heappush(covering, (-(key & mask), end))
-            if ends and start <= ends[-1]:
-                ends[-1] = max(end, ends[-1])
+        keys = sorted(self._keys, reverse=True)
+        self._keys = array("Q")
+        first = last = 0  # the union so far ends with this range
+        while keys:
+            key = keys.pop()  # there may be millions, and each is let go when it has been looked at
+            start, end = (key >> self._NUMBER_BITS) * LOG_SECTOR_SIZE, self._ends[key & mask]
+            if covers.next_page < end:
+                covers.add(key & mask, start)
+            if start <= last:
+                last = max(end, last)
             else:
-                starts.append(start)
-                ends.append(end)
-        return {at: page for at, (_, page) in self._pages.items() if at not in hidden}, (starts, ends)
+                if last:
+                    starts.append(first)
+                    ends.append(last)
+                first, last = start, end
+        if last:
+            starts.append(first)
+            ends.append(last)
+        covers.pass_pages(MAX_FILE_SIZE)
+        pages = {at: page for at, (_, page) in self._pages.items() if at not in covers.hidden}
+        return pages, (starts, ends)
+
+
+class _Covers:
+    """Finds the pages that a later range covers; ranges are added in the order of their starts."""
+
+    def __init__(self, pages: dict[int, tuple[int, bytes]], ends: array[int]) -> None:
+        self.hidden: set[int] = set()
+        self._pages = pages
+        self._ends = ends
+        self._upcoming = iter(sorted(pages))
+        self._newest: list[int] = []  # minus the numbers of ranges that reach the next page: a heap
+        self.next_page = next(self._upcoming, MAX_FILE_SIZE)
+
+    def add(self, number: int, start: int) -> None:
+        """Enter a range that reaches beyond the next page."""
+        self.pass_pages(start)
+        if self.next_page < self._ends[number]:
+            heappush(self._newest, -number)
+
+    def pass_pages(self, start: int) -> None:
+        """Decide about the pages in front of *start*."""
+        newest, ends = self._newest, self._ends
+        while self.next_page < start:
+            while newest and ends[-newest[0]] <= self.next_page:
+                heappop(newest)
+            if newest and -newest[0] >= self._pages[self.next_page][0]:
+                self.hidden.add(self.next_page)
+            self.next_page = next(self._upcoming, MAX_FILE_SIZE)

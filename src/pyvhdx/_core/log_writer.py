@@ -155,10 +155,11 @@ class LogWriter:
         """
         self._update_header(replace(self.header, file_write_guid=uuid4()))
         self._medium.barrier()
-        if replay.size > self._medium.size:
+        size = self._medium.size
+        if replay.size > size:
             self._medium.grow(replay.size)
         for start, end in zip(*replay.zeroed, strict=True):
-            self._write_zeros(start, end, storage)
+            self._write_zeros(start, min(end, size), storage)  # what is new is zeros
         for at, page in replay.pages.items():
             self._medium.write_metadata(page, at)
         self._log_is_named = True

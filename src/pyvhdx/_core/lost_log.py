@@ -135,7 +135,7 @@ def what_it_touches(ring: Ring, candidates: list[Candidate]) -> Alternative:
                     else:
                         unknown.add(offset)
                 elif kind == log_entry.ZERO and value and offset + value <= MAX_FILE_SIZE:
-                    outcome.zero(offset, offset + value - value % LOG_SECTOR_SIZE)
+                    outcome.zero([offset], [offset + value - value % LOG_SECTOR_SIZE])
     pages, zeroed = outcome.settle()
     return Alternative({**pages, **dict.fromkeys(unknown)}, zeroed)
 

@@ -145,7 +145,8 @@ def _what_it_is(storage: Storage, head: bytes, size: int) -> str:
     footer = storage.read_at(FOOTER_SIZE, max(0, size - FOOTER_SIZE))
     known = recognise(head, footer, storage.name)
     if known is None:
-        return f"it begins with {head[:8]!r} instead of 'vhdxfile', and nothing else is recognised"
+        # Not its bytes: who named it as a parent in a locator may read this message, and not the file.
+        return "it does not begin with 'vhdxfile', and nothing else is recognised"
     return f"it is {known[0]}"
 
 

@@ -59,6 +59,8 @@ def candidates(
                 yield Candidate(text, flavour.join(folder, _here(text, flavour)), False)
         else:
             yield _absolute(text, flavour)
+    if flavour is ntpath:  # there a colon in a name leads to another drive, or into a stream
+        names = [name for name in names if ":" not in name]
     for folder in search:
         for name in names:
             yield Candidate(name, flavour.join(folder, name), False)
@@ -83,6 +85,23 @@ def _absolute(text: str, flavour: ModuleType) -> Candidate:
     if ntpath.splitdrive(bare)[0] or bare.startswith("UNC\\"):
         return Candidate(text, None, True, "it names a Windows drive or share")
     return Candidate(text, posixpath.join("/", _here(bare, flavour)), True)
+
+
+def place_of(path: str, flavour: ModuleType) -> str | None:
+    """
+    Return an absolute path in the form of a folder's, to compare the two before any look at a disk.
+
+    None for one that names a Windows volume, of which only the system knows the place.
+    """
+    if flavour is ntpath:
+        if _VOLUME.match(path):
+            return None
+        if path[:8].upper() == "\\\\?\\UNC\\":
+            path = "\\\\" + path[8:]
+        elif path.startswith("\\\\?\\"):
+            path = path[4:]
+    normal: str = flavour.normpath(path)
+    return normal
 
 
 def paths_to(parent: str, folder: str, flavour: ModuleType) -> dict[str, str]:

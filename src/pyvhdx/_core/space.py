@@ -20,11 +20,10 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyvhdx._core.findings import corrupt
+from pyvhdx._core.findings import corrupt, unsupported
 from pyvhdx.format.constants import (
     ALIGNMENT,
     HEADER_SECTION_SIZE,
-    MAX_FILE_SIZE,
     OFFSET_MASK,
     SECTOR_BITMAP_SIZE,
     STATE_MASK,
@@ -48,6 +47,8 @@ _PARTIALLY_PRESENT = int(PayloadState.PARTIALLY_PRESENT)
 _ANCHORS = (int(PayloadState.UNDEFINED), int(PayloadState.UNMAPPED))
 _OF_NOBODY = (int(PayloadState.NOT_PRESENT), int(PayloadState.ZERO))
 _SCAN = 1 << 16
+# The largest disk has 64 TiB; a file of twice that costs a map of 128 MiB.
+_LARGEST = 128 << 40
 
 
 class Taken(NamedTuple):
@@ -61,8 +62,14 @@ class Space:
     """The map of one file, a byte a MiB up to the last that is used; for one thread at a time."""
 
     def __init__(self, file_size: int) -> None:
-        if file_size > MAX_FILE_SIZE:
-            raise corrupt("FILE-SIZE", "file", 0, "2.1", f"it is {file_size} bytes long, over 256 TiB")
+        if file_size > _LARGEST:
+            raise unsupported(
+                "FILE-SIZE",
+                "file",
+                file_size,
+                "2.1",
+                f"it is {file_size} bytes long, and over 128 TiB nothing is written",
+            )
         self._map = bytearray()
         self._file_units = _units(file_size)
         self._stale_units = self._file_units
@@ -93,8 +100,8 @@ class Space:
     def mark(self, place: int, length: int) -> None:
         """Enter a range, in bytes, as used."""
         first, stop = place >> _UNIT_SHIFT, _units(place + length)
-        if stop > len(self._map):
-            self._map.extend(bytes(stop - len(self._map)))
+        while stop > len(self._map):
+            self._map.extend(bytes(min(stop - len(self._map), _SCAN)))
         self._map[first:stop] = b"\1" * (stop - first)
 
     def take(self, length: int) -> Taken | None:
@@ -212,9 +219,9 @@ class _Mapper:
             last = first + size * len(entries)
             place = first & OFFSET_MASK
             if (
-                entries == array("Q", range(first, last, size))
-                and place >= HEADER_SECTION_SIZE
+                place >= HEADER_SECTION_SIZE
                 and place + size * len(entries) <= self._file_size
+                and entries == array("Q", range(first, last, size))
                 and self.space.is_free(place, size * len(entries))
             ):
                 self.space.mark(place, size * len(entries))

@@ -103,16 +103,23 @@ def dump_regions(storage: Storage) -> list[dict[str, Any]]:
     return tables
 
 
-# Items are small; a thousand large ones would be a file's way to fill the reader's memory.
+# Items are small, and few; what is more would be a file's way to fill the reader's memory.
 _LARGEST_SHOWN = 64 << 10
+_MOST_SHOWN = 4 << 20
+# So many does a log of 100 MiB hold when others have written it.
+_MOST_DESCRIPTORS = 100_000
 
 
 def dump_metadata(storage: Storage) -> list[dict[str, Any]]:
-    """Return the entries of the metadata table, and what the known items say."""
+    """
+    Return the entries of the metadata table, and what the items say.
+
+    Large items, and those after the first 4 MiB, come without their value.
+    """
     shown = _replayed(storage)
     region = opening.regions_of(shown, opening.read_headers(storage).header).metadata
     _, entries = read_table(region, shown.read_at)
-    items = []
+    items, room = [], _MOST_SHOWN
     for entry in entries:
         name = None if entry.is_user else KNOWN_ITEMS.get(entry.item_id)
         item: dict[str, Any] = {
@@ -120,7 +127,8 @@ def dump_metadata(storage: Storage) -> list[dict[str, Any]]:
             **_plain(entry),
             "file_offset": region.file_offset + entry.offset,
         }
-        if entry.length <= _LARGEST_SHOWN:
+        if entry.length <= min(_LARGEST_SHOWN, room):
+            room -= entry.length
             data = Items({entry.item_id: entry}, region, shown.read_at)[entry.item_id]
             kind = None if entry.is_user else _ITEM_RECORDS.get(entry.item_id)
             if kind is not None and len(data) >= kind.packer.size:
@@ -132,7 +140,11 @@ def dump_metadata(storage: Storage) -> list[dict[str, Any]]:
 
 
 def dump_log(storage: Storage) -> dict[str, Any]:
-    """Return every entry in the log that carries the header's LogGuid, and which of them are active."""
+    """
+    Return every entry in the log that carries the header's LogGuid, and which of them are active.
+
+    Whole entries have their descriptors, as long as these are no more than 100,000 in all.
+    """
     header = opening.read_headers(storage).header
     answer: dict[str, Any] = {
         "offset": header.log_offset,
@@ -145,6 +157,7 @@ def dump_log(storage: Storage) -> dict[str, Any]:
     ring = Ring(storage.read_at, header.log_offset, header.log_length)
     candidates = scan(ring, header.log_guid)
     active = {entry.position for entry in active_sequence(candidates, ring.length)}
+    room = _MOST_DESCRIPTORS
     for entry, fault in candidates:
         described: dict[str, Any] = {
             "position": entry.position,
@@ -152,7 +165,8 @@ def dump_log(storage: Storage) -> dict[str, Any]:
             "fault": fault,
         }
         described |= _plain(entry.header)
-        if fault is None:
+        if fault is None and entry.header.descriptor_count <= room:
+            room -= entry.header.descriptor_count
             described["descriptors"] = list(_describe_targets(entry, ring))
         answer["entries"].append(described)
     return answer

@@ -33,6 +33,11 @@ _OPEN_FLAGS = (
     | getattr(os, "O_NOCTTY", 0)
     | getattr(os, "O_NONBLOCK", 0)
 )
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+# A folder on the way need not be readable.
+_FOLDER_FLAGS = (
+    getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
+)
 
 
 class LocalFile:
@@ -273,8 +278,9 @@ def open_local(
     Open *path* for reading, or with *write* for both, without ever waiting for it.
 
     Only a regular file or, with *devices*, a block device is taken; that is checked on the open
-    descriptor.  Raises `OSError` for anything else, and for a symbolic link unless *follow*; with
-    *use*, `locks.READER` or `locks.WRITER`, `LockedError` where another open file excludes it.
+    descriptor.  Unless *follow*, *path* is absolute and names the file by itself: no part of it may be
+    a link (on Windows that is not checked).  Raises `OSError` for anything else; with *use*,
+    `locks.READER` or `locks.WRITER`, `LockedError` where another open file excludes it.
     """
     name = os.fsdecode(path)
     if sys.platform == "win32":
@@ -283,9 +289,7 @@ def open_local(
         fd = windows.open_descriptor(name, write=write, lock=use is not None)
     else:
         flags = (os.O_RDWR if write else os.O_RDONLY) | _OPEN_FLAGS
-        if not follow:
-            flags |= getattr(os, "O_NOFOLLOW", 0)
-        fd = os.open(name, flags)
+        fd = os.open(name, flags) if follow else _open_without_links(name, flags)
     file = LocalFile(fd, name)
     try:
         _check_kind(file, devices=devices)
@@ -297,10 +301,36 @@ def open_local(
     return file
 
 
+def _open_without_links(path: str, flags: int) -> int:
+    """
+    Open the regular file at *path* folder by folder, so that no link is followed that someone put there
+    since the path was looked at.
+
+    Anything else is not even opened: that alone may rewind a tape, or wake who writes to a pipe.
+    """
+    *folders, name = path.strip("/").split("/")
+    folder = os.open("/", _FOLDER_FLAGS)
+    try:
+        for part in folders:
+            below = os.open(part, _FOLDER_FLAGS | _NO_LINK, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        _refuse_other_kinds(os.stat(name or ".", dir_fd=folder, follow_symlinks=False).st_mode, path)
+        return os.open(name, flags | _NO_LINK, dir_fd=folder)
+    except OSError as error:
+        error.filename = path  # not only the part of it
+        raise
+    finally:
+        os.close(folder)
+
+
 def _check_kind(file: LocalFile, *, devices: bool) -> None:
-    mode = file.status().st_mode
+    _refuse_other_kinds(file.status().st_mode, file.name, devices=devices)
+
+
+def _refuse_other_kinds(mode: int, name: str, *, devices: bool = False) -> None:
     if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), file.name)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
     if not (stat.S_ISREG(mode) or (devices and stat.S_ISBLK(mode))):
         wanted = "neither a regular file nor a block device" if devices else "not a regular file"
-        raise OSError(errno.EINVAL, wanted, file.name)
+        raise OSError(errno.EINVAL, wanted, name)

@@ -50,7 +50,8 @@ class MemoryStorage:
             number, within = divmod(offset + done, _PAGE)
             piece = min(_PAGE - within, len(view) - done)
             if piece == _PAGE:
-                self._pages[number] = bytes(view[done : done + piece])
+                whole = bytes(view[done : done + piece])
+                self._pages[number] = _ZEROS if whole == _ZEROS else whole  # a block of zeros is held once
             else:
                 page = bytearray(self._pages.get(number, _ZEROS))
                 page[within : within + piece] = view[done : done + piece]
