@@ -2,8 +2,8 @@
 Positional I/O, and nothing else: this package knows no byte of the VHDX format.
 
 `Storage` is the seam.  `LocalFile` reads by descriptor, `FileObject` by seek and read under a
-lock, `Overlay` shows a file as it will be once its log has been replayed, and `Durable` counts the
-barriers of a file that is written.
+lock, `Overlay` shows a file as it will be once its log has been replayed, `Durable` counts the barriers
+of a file that is written, and `Rehearsal` tries changes before they are carried out.
 """
 
 from pyvhdx.storage.durable import Durable
@@ -19,6 +19,7 @@ from pyvhdx.storage.local import LocalFile, open_local
 from pyvhdx.storage.memory import MemoryStorage
 from pyvhdx.storage.overlay import Overlay
 from pyvhdx.storage.protocol import Storage
+from pyvhdx.storage.rehearsal import Rehearsal
 from pyvhdx.storage.target import new_file, refuse_files_in_use
 from pyvhdx.storage.wrapper import Wrapper
 
@@ -28,6 +29,7 @@ __all__ = [
     "LocalFile",
     "MemoryStorage",
     "Overlay",
+    "Rehearsal",
     "Storage",
     "Wrapper",
     "can_read",
