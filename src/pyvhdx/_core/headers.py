@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyvhdx._core.findings import corrupt, tolerated, unsupported
+from pyvhdx._core.findings import Steps, corrupt, strictly, tolerated, unsupported
+from pyvhdx._core.rules import CORRUPT, WARNING
 from pyvhdx.format.constants import (
     ALIGNMENT,
     FORMAT_VERSION,
@@ -16,6 +17,9 @@ from pyvhdx.format.constants import (
 from pyvhdx.format.header import Header, is_valid_header
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyvhdx._core.findings import Problem
     from pyvhdx.errors import Finding
 
 _SECTION = "2.2.2"
@@ -38,51 +42,56 @@ def choose_header(copies: tuple[bytes, bytes], file_size: int) -> CurrentHeader:
     Raises `CorruptImageError` where none is current or its log fields cannot be, and
     `UnsupportedImageError` for another version.
     """
-    findings = []
+    found, findings = strictly(examine_headers(copies, file_size))
+    assert found is not None  # or that was raised
+    return CurrentHeader(*found, findings)
+
+
+def examine_headers(copies: tuple[bytes, bytes], file_size: int) -> Steps[tuple[Header, int] | None]:
+    """Yield what is wrong with the pair, and return the current header with its place; None without any."""
     valid = [
         (Header.parse(data), at)
         for data, at in zip(copies, HEADER_OFFSETS, strict=True)
         if is_valid_header(data)
     ]
     if not valid:
-        raise corrupt(
+        yield corrupt(
             "HEADER-NONE",
             "headers",
             HEADER_OFFSETS[0],
             _SECTION,
             "neither copy has the signature 'head' and a right checksum",
         )
+        return None
     if len(valid) == 1:
         bad = HEADER_OFFSETS[1] if valid[0][1] == HEADER_OFFSETS[0] else HEADER_OFFSETS[0]
-        findings.append(
-            tolerated(
-                "HEADER-COPY",
-                "header",
-                bad,
-                _SECTION,
-                "this copy has a wrong signature or checksum; the other is used",
-            )
+        yield tolerated(
+            "HEADER-COPY",
+            "header",
+            bad,
+            _SECTION,
+            "this copy has a wrong signature or checksum; the other is used",
         )
     elif valid[0][0].sequence_number == valid[1][0].sequence_number:
-        findings.append(_judge_tie(valid[0][0], valid[1][0], identical=copies[0] == copies[1]))
+        yield _judge_tie(valid[0][0], valid[1][0], identical=copies[0] == copies[1])
     header, offset = max(valid, key=lambda pair: pair[0].sequence_number)
     if header.version != FORMAT_VERSION:
-        raise unsupported(
+        yield unsupported(
             "HEADER-VERSION",
             "header",
             offset,
             _SECTION,
             f"the version is {header.version}, and only {FORMAT_VERSION} is known",
         )
-    findings += _check_log_fields(header, offset, file_size)
-    return CurrentHeader(header, offset, findings)
+    yield from _check_log_fields(header, offset, file_size)
+    return header, offset
 
 
-def _judge_tie(first: Header, second: Header, *, identical: bool) -> Finding:
+def _judge_tie(first: Header, second: Header, *, identical: bool) -> Problem:
     if not identical:
         for name in ("log_guid", "log_offset", "log_length", "log_version", "version"):
             if getattr(first, name) != getattr(second, name):
-                raise corrupt(
+                return corrupt(
                     "HEADER-TIE",
                     "headers",
                     HEADER_OFFSETS[0],
@@ -96,24 +105,26 @@ def _judge_tie(first: Header, second: Header, *, identical: bool) -> Finding:
         HEADER_OFFSETS[0],
         _SECTION,
         f"both copies have sequence number {first.sequence_number} and {what}",
+        WARNING if identical else CORRUPT,
     )
 
 
-def _check_log_fields(header: Header, offset: int, file_size: int) -> list[Finding]:
+def _check_log_fields(header: Header, offset: int, file_size: int) -> Iterator[Problem]:
     """With a LogGuid the log decides what is read, and its fields must be right; else nothing hangs on them."""
     wrong = []
     if header.log_version != LOG_VERSION:
         if header.log_guid != ZERO_GUID:
-            raise unsupported(
+            yield unsupported(
                 "LOG-VERSION",
                 "header",
                 offset,
                 _SECTION,
                 f"the log has version {header.log_version}, and only {LOG_VERSION} is known",
             )
-        wrong.append(("LOG-VERSION", f"the version of the empty log is {header.log_version}"))
+        else:
+            wrong.append(("LOG-VERSION", f"the version of the empty log is {header.log_version}"))
     if header.log_length == 0 and header.log_guid != ZERO_GUID:
-        raise corrupt("LOG-RANGE", "header", offset, _SECTION, "a LogGuid is set, and the log has no length")
+        wrong.append(("LOG-RANGE", "a LogGuid is set, and the log has no length"))
     if header.log_length % ALIGNMENT or header.log_offset % ALIGNMENT:
         wrong.append(
             (
@@ -130,6 +141,6 @@ def _check_log_fields(header: Header, offset: int, file_size: int) -> list[Findi
                 f"the log ends at {header.log_offset + header.log_length:#x}, behind the end of the file at {file_size:#x}",
             )
         )
-    if wrong and header.log_guid != ZERO_GUID:
-        raise corrupt(wrong[0][0], "header", offset, _SECTION, wrong[0][1])
-    return [tolerated(code, "header", offset, _SECTION, message) for code, message in wrong]
+    judge = tolerated if header.log_guid == ZERO_GUID else corrupt
+    for code, message in wrong:
+        yield judge(code, "header", offset, _SECTION, message)

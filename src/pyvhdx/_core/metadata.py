@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from pyvhdx._core.findings import corrupt, tolerated, unsupported
+from pyvhdx._core.findings import Steps, corrupt, strictly, tolerated, unsupported
+from pyvhdx.errors import ImageError
 from pyvhdx.format import constants as c
 from pyvhdx.format.metadata import (
     HAS_PARENT,
     IS_REQUIRED,
-    IS_USER,
     IS_VIRTUAL_DISK,
     ITEM_FLAGS,
     LEAVE_BLOCKS_ALLOCATED,
@@ -25,6 +25,7 @@ from pyvhdx.format.metadata import (
 )
 
 if TYPE_CHECKING:
+    from pyvhdx._core.findings import Problem
     from pyvhdx._types import ReadAt
     from pyvhdx.errors import Finding
     from pyvhdx.format.region import RegionTableEntry
@@ -121,14 +122,24 @@ def read_table(
     region: RegionTableEntry, read: ReadAt
 ) -> tuple[MetadataTableHeader, list[MetadataTableEntry]]:
     """Return the table at the start of the metadata region, checked only as far as it can be read."""
+    table, _ = strictly(examine_table(region, read))
+    assert table is not None  # or that was raised
+    return table
+
+
+def examine_table(
+    region: RegionTableEntry, read: ReadAt
+) -> Steps[tuple[MetadataTableHeader, list[MetadataTableEntry]] | None]:
+    """Yield why the table cannot be read, and return it as far as it can be."""
     table = read(c.METADATA_TABLE_SIZE, region.file_offset)
     if len(table) < c.METADATA_TABLE_SIZE:
-        raise corrupt(
+        yield corrupt(
             "METADATA-RANGE", "metadata table", region.file_offset, _SECTION, "the file ends inside it"
         )
+        return None
     head = MetadataTableHeader.parse(table)
     if head.signature != c.METADATA_SIGNATURE:
-        raise corrupt(
+        yield corrupt(
             "METADATA-SIGNATURE",
             "metadata table",
             region.file_offset,
@@ -136,13 +147,14 @@ def read_table(
             f"the signature is {head.signature!r}, not 'metadata'",
         )
     if head.entry_count > c.MAX_METADATA_ENTRIES:
-        raise corrupt(
+        yield corrupt(
             "METADATA-COUNT",
             "metadata table",
             region.file_offset,
             _SECTION,
             f"{head.entry_count} entries, and at most 2047 fit",
         )
+        return None
     return head, MetadataTableEntry.parse_table(
         table[_HEAD_SIZE : _HEAD_SIZE + _ENTRY_SIZE * head.entry_count]
     )
@@ -150,28 +162,44 @@ def read_table(
 
 def read_metadata(region: RegionTableEntry, read: ReadAt) -> Metadata:
     """Return what the metadata region says, all rules of MS-VHDX 2.6 checked."""
-    head, entries = read_table(region, read)
-    findings: list[Finding] = []
+    (_, metadata), findings = strictly(examine_metadata(region, read))
+    assert metadata is not None  # or that was raised
+    return replace(metadata, findings=findings)
+
+
+def examine_metadata(region: RegionTableEntry, read: ReadAt) -> Steps[tuple[Items, Metadata | None]]:
+    """
+    Yield what is wrong with the metadata region, and return what it says.
+
+    That is the system items that can be read, and their meaning, None where an item is missing or
+    wrong that nothing can be read without.
+    """
+    table = yield from examine_table(region, read)
+    head, entries = table or (MetadataTableHeader(entry_count=0), [])
     if head.reserved or any(head.reserved2):
-        findings.append(
-            tolerated(
-                "METADATA-RESERVED", "metadata table", region.file_offset, _SECTION, "reserved bytes are set"
-            )
+        yield tolerated(
+            "METADATA-RESERVED", "metadata table", region.file_offset, _SECTION, "reserved bytes are set"
         )
+    right = []
     for number, entry in enumerate(entries):
-        _check_entry(entry, region.file_offset + _HEAD_SIZE + _ENTRY_SIZE * number, region, findings)
-    _check_all(entries, region)
-    system = Items({e.item_id: e for e in entries if not e.is_user}, region, read)
-    user = Items({e.item_id: e for e in entries if e.is_user}, region, read)
-    return _interpret(system, user, region, findings)
+        place = region.file_offset + _HEAD_SIZE + _ENTRY_SIZE * number
+        if (yield from _check_entry(entry, place, region)):
+            right.append(entry)
+    yield from _check_all(entries, right, region)
+    system = Items({e.item_id: e for e in right if not e.is_user}, region, read)
+    user = Items({e.item_id: e for e in right if e.is_user}, region, read)
+    if table is None:
+        return system, None
+    named = {entry.item_id for entry in entries if not entry.is_user}
+    return system, (yield from _interpret(system, user, region, named))
 
 
-def _check_entry(
-    entry: MetadataTableEntry, place: int, region: RegionTableEntry, findings: list[Finding]
-) -> None:
+def _check_entry(entry: MetadataTableEntry, place: int, region: RegionTableEntry) -> Steps[bool]:
+    """Yield what is wrong with one entry, and return whether its item can be read."""
     name = KNOWN_ITEMS.get(entry.item_id, str(entry.item_id))
     if entry.item_id == c.ZERO_GUID:
-        raise corrupt("METADATA-ID", "metadata entry", place, _SECTION, "the item id is zero")
+        yield corrupt("METADATA-ID", "metadata entry", place, _SECTION, "the item id is zero")
+        return False
     if entry.length > c.MAX_ITEM_SIZE:
         wrong = f"{entry.length} bytes, and at most 1 MiB is allowed"
     elif entry.length == 0:
@@ -181,9 +209,9 @@ def _check_entry(
     else:
         wrong = ""
     if wrong:
-        raise corrupt("METADATA-RANGE", "metadata entry", place, _SECTION, f"item {name}: {wrong}")
+        yield corrupt("METADATA-RANGE", "metadata entry", place, _SECTION, f"item {name}: {wrong}")
     if not entry.is_user and entry.item_id == c.INCOMPLETE_FILE:
-        raise corrupt(
+        yield corrupt(
             "METADATA-INCOMPLETE",
             "metadata entry",
             place,
@@ -191,7 +219,7 @@ def _check_entry(
             "the file was never finished: its creation was cut short",
         )
     if not entry.is_user and entry.is_required and entry.item_id not in KNOWN_ITEMS:
-        raise unsupported(
+        yield unsupported(
             "METADATA-UNKNOWN",
             "metadata entry",
             place,
@@ -199,51 +227,48 @@ def _check_entry(
             f"item {entry.item_id} is required, and is not known here",
         )
     if entry.flags & ~ITEM_FLAGS or entry.reserved2:
-        findings.append(
-            tolerated(
-                "METADATA-RESERVED", "metadata entry", place, _SECTION, f"item {name}: reserved bits are set"
-            )
+        yield tolerated(
+            "METADATA-RESERVED", "metadata entry", place, _SECTION, f"item {name}: reserved bits are set"
         )
     if entry.is_user:
         if entry.is_required:
-            findings.append(
-                tolerated(
-                    "METADATA-FLAGS",
-                    "metadata entry",
-                    place,
-                    _SECTION,
-                    f"user item {entry.item_id} is marked as required",
-                )
-            )
-    elif entry.flags & ITEM_FLAGS != _FLAGS.get(entry.item_id, entry.flags & ITEM_FLAGS):
-        findings.append(
-            tolerated(
+            yield tolerated(
                 "METADATA-FLAGS",
                 "metadata entry",
                 place,
                 _SECTION,
-                f"item {name} has the flags {entry.flags}",
+                f"user item {entry.item_id} is marked as required",
             )
+    elif entry.flags & ITEM_FLAGS != _FLAGS.get(entry.item_id, entry.flags & ITEM_FLAGS):
+        yield tolerated(
+            "METADATA-FLAGS",
+            "metadata entry",
+            place,
+            _SECTION,
+            f"item {name} has the flags {entry.flags}",
         )
+    return not wrong
 
 
-def _check_all(entries: list[MetadataTableEntry], region: RegionTableEntry) -> None:
+def _check_all(
+    entries: list[MetadataTableEntry], right: list[MetadataTableEntry], region: RegionTableEntry
+) -> Iterator[Problem]:
     place = region.file_offset
     users = sum(entry.is_user for entry in entries)
     if users > c.MAX_USER_ENTRIES or len(entries) - users > c.MAX_SYSTEM_ENTRIES:
-        raise corrupt(
+        yield corrupt(
             "METADATA-COUNT",
             "metadata table",
             place,
             _SECTION,
             f"{users} user and {len(entries) - users} system entries; at most 1024 and 1023 are allowed",
         )
-    if len({(entry.item_id, entry.flags & IS_USER) for entry in entries}) < len(entries):
-        raise corrupt("METADATA-ID", "metadata table", place, _SECTION, "an item appears twice")
-    spans = sorted((entry.offset, entry.offset + entry.length) for entry in entries if entry.length)
+    if len({(entry.item_id, entry.is_user) for entry in right}) < len(right):
+        yield corrupt("METADATA-ID", "metadata table", place, _SECTION, "an item appears twice")
+    spans = sorted((entry.offset, entry.offset + entry.length) for entry in right if entry.length)
     for one, other in zip(spans, spans[1:], strict=False):
         if other[0] < one[1]:
-            raise corrupt(
+            yield corrupt(
                 "METADATA-OVERLAP",
                 "metadata table",
                 place,
@@ -252,146 +277,171 @@ def _check_all(entries: list[MetadataTableEntry], region: RegionTableEntry) -> N
             )
 
 
-def _interpret(system: Items, user: Items, region: RegionTableEntry, findings: list[Finding]) -> Metadata:
-    parameters = FileParameters.parse(_item(system, c.FILE_PARAMETERS, 8, region))
-    block_size = parameters.block_size
-    if block_size & (block_size - 1) or not c.MIN_BLOCK_SIZE <= block_size <= c.MAX_BLOCK_SIZE:
-        raise corrupt(
-            "METADATA-BLOCK-SIZE",
-            "File Parameters",
-            system.place(c.FILE_PARAMETERS),
-            "2.6.2.1",
-            f"the block size {block_size} is no power of two from 1 to 256 MiB",
-        )
-    if parameters.flags & ~(LEAVE_BLOCKS_ALLOCATED | HAS_PARENT):
-        findings.append(
-            tolerated(
-                "METADATA-RESERVED",
-                "File Parameters",
-                system.place(c.FILE_PARAMETERS),
-                "2.6.2.1",
-                "reserved bits are set",
-            )
-        )
-    has_parent = bool(parameters.flags & HAS_PARENT)
-    leave_allocated = bool(parameters.flags & LEAVE_BLOCKS_ALLOCATED)
-    if has_parent and leave_allocated:
-        findings.append(
-            tolerated(
-                "METADATA-KIND",
-                "File Parameters",
-                system.place(c.FILE_PARAMETERS),
-                "2.6.2.1",
-                "LeaveBlocksAllocated is set beside HasParent, and means nothing there",
-            )
-        )
-    sector_size = SectorSize.parse(_item(system, c.LOGICAL_SECTOR_SIZE, 4, region)).size
-    if sector_size not in c.SECTOR_SIZES:
-        raise corrupt(
+def _interpret(
+    system: Items, user: Items, region: RegionTableEntry, named: set[UUID]
+) -> Steps[Metadata | None]:
+    raw = yield from _item(system, c.FILE_PARAMETERS, 8, region, named)
+    parameters = FileParameters.parse(raw) if raw is not None else None
+    if parameters is not None:
+        yield from _check_parameters(parameters, system.place(c.FILE_PARAMETERS))
+    raw = yield from _item(system, c.LOGICAL_SECTOR_SIZE, 4, region, named)
+    sector_size = SectorSize.parse(raw).size if raw is not None else None
+    if sector_size is not None and sector_size not in c.SECTOR_SIZES:
+        yield corrupt(
             "METADATA-SECTOR-SIZE",
             "Logical Sector Size",
             system.place(c.LOGICAL_SECTOR_SIZE),
             "2.6.2.4",
             f"{sector_size} is neither 512 nor 4096",
         )
-    size = VirtualDiskSize.parse(_item(system, c.VIRTUAL_DISK_SIZE, 8, region)).size
-    place = system.place(c.VIRTUAL_DISK_SIZE)
+        sector_size = None
+    raw = yield from _item(system, c.VIRTUAL_DISK_SIZE, 8, region, named)
+    size = VirtualDiskSize.parse(raw).size if raw is not None else None
+    if size is not None:
+        size = yield from _check_size(size, sector_size or 512, system.place(c.VIRTUAL_DISK_SIZE))
+    if parameters is not None:
+        yield from _check_locator(system, region, named, has_parent=bool(parameters.flags & HAS_PARENT))
+    physical_sector_size = yield from _physical_sector_size(system, region)
+    disk_id = yield from _disk_id(system, region)
+    if parameters is None or not _is_block_size(parameters.block_size) or not sector_size or not size:
+        return None
+    return Metadata(
+        system=system,
+        user=user,
+        size=size,
+        block_size=parameters.block_size,
+        logical_sector_size=sector_size,
+        physical_sector_size=physical_sector_size,
+        disk_id=disk_id,
+        has_parent=bool(parameters.flags & HAS_PARENT),
+        leave_blocks_allocated=bool(parameters.flags & LEAVE_BLOCKS_ALLOCATED),
+        findings=[],
+    )
+
+
+def _is_block_size(size: int) -> bool:
+    return c.MIN_BLOCK_SIZE <= size <= c.MAX_BLOCK_SIZE and not size & (size - 1)
+
+
+def _check_parameters(parameters: FileParameters, place: int) -> Iterator[Problem]:
+    if not _is_block_size(parameters.block_size):
+        yield corrupt(
+            "METADATA-BLOCK-SIZE",
+            "File Parameters",
+            place,
+            "2.6.2.1",
+            f"the block size {parameters.block_size} is no power of two from 1 to 256 MiB",
+        )
+    if parameters.flags & ~(LEAVE_BLOCKS_ALLOCATED | HAS_PARENT):
+        yield tolerated("METADATA-RESERVED", "File Parameters", place, "2.6.2.1", "reserved bits are set")
+    if parameters.flags & HAS_PARENT and parameters.flags & LEAVE_BLOCKS_ALLOCATED:
+        yield tolerated(
+            "METADATA-KIND",
+            "File Parameters",
+            place,
+            "2.6.2.1",
+            "LeaveBlocksAllocated is set beside HasParent, and means nothing there",
+        )
+
+
+def _check_size(size: int, sector_size: int, place: int) -> Steps[int | None]:
+    """Yield what is wrong with the size, and return the one to use."""
     if size % sector_size:
-        findings.append(
-            tolerated(
-                "METADATA-SIZE",
-                "Virtual Disk Size",
-                place,
-                "2.6.2.2",
-                f"{size} is no multiple of the sector size {sector_size}; it is rounded down",
-            )
+        yield tolerated(
+            "METADATA-SIZE",
+            "Virtual Disk Size",
+            place,
+            "2.6.2.2",
+            f"{size} is no multiple of the sector size {sector_size}; it is rounded down",
         )
         size -= size % sector_size
     if not 0 < size <= c.MAX_VIRTUAL_SIZE:
-        raise corrupt(
+        yield corrupt(
             "METADATA-SIZE",
             "Virtual Disk Size",
             place,
             "2.6.2.2",
             f"{size} bytes are not between one sector and 64 TiB",
         )
-    _check_locator(system, region, findings, has_parent=has_parent)
-    return Metadata(
-        system=system,
-        user=user,
-        size=size,
-        block_size=block_size,
-        logical_sector_size=sector_size,
-        physical_sector_size=_physical_sector_size(system, region, findings),
-        disk_id=_disk_id(system, region, findings),
-        has_parent=has_parent,
-        leave_blocks_allocated=leave_allocated,
-        findings=findings,
-    )
+        return None
+    return size
 
 
-def _item(system: Items, item_id: UUID, size: int, region: RegionTableEntry) -> bytes:
+def _item(
+    system: Items, item_id: UUID, size: int, region: RegionTableEntry, named: set[UUID]
+) -> Steps[bytes | None]:
+    """Return the bytes of an item that must be there; one of the *named* that is not was reported before."""
     if item_id not in system:
-        raise corrupt(
-            "METADATA-MISSING",
-            "metadata table",
-            region.file_offset,
-            "2.6.2",
-            f"there is no item {KNOWN_ITEMS[item_id]}",
-        )
+        if item_id not in named:
+            yield corrupt(
+                "METADATA-MISSING",
+                "metadata table",
+                region.file_offset,
+                "2.6.2",
+                f"there is no item {KNOWN_ITEMS[item_id]}",
+            )
+        return None
     found = system.entry(item_id).length
     if found != size:
-        raise corrupt(
+        yield corrupt(
             "METADATA-LENGTH",
             KNOWN_ITEMS[item_id],
             system.place(item_id),
             "2.6.2",
             f"it has {found} bytes instead of {size}",
         )
-    return system[item_id]
+        return None
+    return (yield from _bytes(system, item_id)) or None
 
 
-def _physical_sector_size(system: Items, region: RegionTableEntry, findings: list[Finding]) -> int:
+def _bytes(system: Items, item_id: UUID) -> Steps[bytes]:
+    """Return what an item holds, nothing where it is not there or the file ends inside it."""
+    try:
+        return system.get(item_id, b"")
+    except ImageError as error:
+        yield error
+        return b""
+
+
+def _physical_sector_size(system: Items, region: RegionTableEntry) -> Steps[int]:
     item_id = c.PHYSICAL_SECTOR_SIZE
     found = None
-    if item_id in system and system.entry(item_id).length == 4:
-        found = SectorSize.parse(system[item_id]).size
+    raw = yield from _bytes(system, item_id)
+    if len(raw) == 4:
+        found = SectorSize.parse(raw).size
         if found in c.SECTOR_SIZES:
             return found
     place = system.place(item_id) if item_id in system else region.file_offset
     what = "missing or of a wrong length" if found is None else f"{found}, neither 512 nor 4096"
-    findings.append(
-        tolerated(
-            "METADATA-PHYSICAL-SIZE", "Physical Sector Size", place, "2.6.2.5", f"it is {what}; taken as 4096"
-        )
+    yield tolerated(
+        "METADATA-PHYSICAL-SIZE", "Physical Sector Size", place, "2.6.2.5", f"it is {what}; taken as 4096"
     )
     return 4096
 
 
-def _disk_id(system: Items, region: RegionTableEntry, findings: list[Finding]) -> UUID:
+def _disk_id(system: Items, region: RegionTableEntry) -> Steps[UUID]:
     item_id = c.VIRTUAL_DISK_ID
-    if item_id in system and system.entry(item_id).length == 16:
-        found = VirtualDiskId.parse(system[item_id]).disk_id
+    raw = yield from _bytes(system, item_id)
+    if len(raw) == 16:
+        found = VirtualDiskId.parse(raw).disk_id
         if found != c.ZERO_GUID:
             return found
     place = system.place(item_id) if item_id in system else region.file_offset
-    findings.append(
-        tolerated(
-            "METADATA-DISK-ID",
-            "Virtual Disk ID",
-            place,
-            "2.6.2.3",
-            "it is missing, zero or of a wrong length",
-        )
+    yield tolerated(
+        "METADATA-DISK-ID",
+        "Virtual Disk ID",
+        place,
+        "2.6.2.3",
+        "it is missing, zero or of a wrong length",
     )
     return c.ZERO_GUID
 
 
 def _check_locator(
-    system: Items, region: RegionTableEntry, findings: list[Finding], *, has_parent: bool
-) -> None:
-    if has_parent and c.PARENT_LOCATOR not in system:
-        raise corrupt(
+    system: Items, region: RegionTableEntry, named: set[UUID], *, has_parent: bool
+) -> Iterator[Problem]:
+    if has_parent and c.PARENT_LOCATOR not in named:
+        yield corrupt(
             "LOCATOR-MISSING",
             "metadata table",
             region.file_offset,
@@ -399,12 +449,10 @@ def _check_locator(
             "HasParent is set, and there is no parent locator",
         )
     if not has_parent and c.PARENT_LOCATOR in system:
-        findings.append(
-            tolerated(
-                "LOCATOR-LEFTOVER",
-                "Parent Locator",
-                system.place(c.PARENT_LOCATOR),
-                "2.6.2.6",
-                "there is a parent locator, and HasParent is not set",
-            )
+        yield tolerated(
+            "LOCATOR-LEFTOVER",
+            "Parent Locator",
+            system.place(c.PARENT_LOCATOR),
+            "2.6.2.6",
+            "there is a parent locator, and HasParent is not set",
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyvhdx._core.findings import corrupt, tolerated, unsupported
+from pyvhdx._core.findings import Steps, corrupt, strictly, tolerated, unsupported
+from pyvhdx._core.rules import CORRUPT, WARNING
 from pyvhdx.format.constants import (
     ALIGNMENT,
     BAT_REGION,
@@ -23,6 +24,9 @@ from pyvhdx.format.region import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyvhdx._core.findings import Problem
     from pyvhdx.errors import Finding
 
 _SECTION = "2.2.3"
@@ -53,73 +57,90 @@ def read_regions(copies: tuple[bytes, bytes], log: Span, *, log_in_use: bool, fi
     The first copy is used if its signature and checksum are right, else the second; a wrong content
     under a right checksum is no reason to look at the second.
     """
+    entries, findings = strictly(examine_regions(copies, log, log_in_use=log_in_use, file_size=file_size))
+    known = {entry.guid: entry for entry in entries}
+    return Regions(known[BAT_REGION], known[METADATA_REGION], entries, findings)
+
+
+def examine_regions(
+    copies: tuple[bytes, bytes], log: Span, *, log_in_use: bool, file_size: int
+) -> Steps[list[RegionTableEntry]]:
+    """Yield what is wrong with the table, and return the regions whose numbers can be."""
     valid = [is_valid_region_table(data) for data in copies]
     if not any(valid):
-        raise corrupt(
+        yield corrupt(
             "REGION-NONE",
             "region tables",
             REGION_TABLE_OFFSETS[0],
             _SECTION,
             "neither copy has the signature 'regi' and a right checksum",
         )
+        return []
     used = 0 if valid[0] else 1
     table = REGION_TABLE_OFFSETS[used]
-    findings = []
     if not all(valid):
-        findings.append(
-            tolerated(
-                "REGION-COPY",
-                "region table",
-                REGION_TABLE_OFFSETS[1 - used],
-                _SECTION,
-                "this copy has a wrong signature or checksum; the other is used",
-            )
+        yield tolerated(
+            "REGION-COPY",
+            "region table",
+            REGION_TABLE_OFFSETS[1 - used],
+            _SECTION,
+            "this copy has a wrong signature or checksum; the other is used",
         )
     elif copies[0] != copies[1]:
-        findings.append(
-            tolerated(
-                "REGION-COPIES", "region tables", table, _SECTION, "the two copies differ; the first is used"
-            )
+        first, second = (_known_entries(data) for data in copies)
+        yield tolerated(
+            "REGION-COPIES",
+            "region tables",
+            table,
+            _SECTION,
+            "the two copies differ; the first is used",
+            WARNING if first == second else CORRUPT,
         )
     head = RegionTableHeader.parse(copies[used])
     if head.entry_count > MAX_REGION_ENTRIES:
-        raise corrupt(
+        yield corrupt(
             "REGION-COUNT",
             "region table",
             table,
             _SECTION,
             f"{head.entry_count} entries, and at most 2047 fit",
         )
-    entries = parse_region_entries(copies[used], head.entry_count)
-    _check_entries(entries, table)
-    _check_overlaps(entries, log, findings, table, log_in_use=log_in_use)
-    known = {entry.guid: entry for entry in entries}
+        return []
+    all_entries = parse_region_entries(copies[used], head.entry_count)
+    right = yield from _check_entries(all_entries, table)
+    entries = list(right.values())
+    yield from _check_overlaps(entries, log, table, log_in_use=log_in_use)
+    named = {entry.guid for entry in all_entries}
     for guid, name in _KNOWN.items():
-        if guid not in known:
-            raise corrupt("REGION-MISSING", "region table", table, _SECTION, f"there is no {name} region")
-    for number, entry in enumerate(entries):
+        if guid not in named:
+            yield corrupt("REGION-MISSING", "region table", table, _SECTION, f"there is no {name} region")
+    for number, entry in right.items():
         if entry.end > round_up(file_size, ALIGNMENT):
             message = f"the {region_name(entry)} ends at {entry.end:#x}, behind the end of the file at {file_size:#x}"
-            if entry.guid in _KNOWN:
-                raise corrupt("REGION-RANGE", "region table", _place(table, number), _SECTION, message)
-            findings.append(
-                tolerated("REGION-RANGE", "region table", _place(table, number), _SECTION, message)
-            )
-    return Regions(known[BAT_REGION], known[METADATA_REGION], entries, findings)
+            judge = corrupt if entry.guid in _KNOWN else tolerated
+            yield judge("REGION-RANGE", "region table", _place(table, number), _SECTION, message)
+    return entries
 
 
-def _check_entries(entries: list[RegionTableEntry], table: int) -> None:
+def _known_entries(data: bytes) -> list[RegionTableEntry]:
+    count = min(RegionTableHeader.parse(data).entry_count, MAX_REGION_ENTRIES)
+    return [entry for entry in parse_region_entries(data, count) if entry.guid in _KNOWN]
+
+
+def _check_entries(entries: list[RegionTableEntry], table: int) -> Steps[dict[int, RegionTableEntry]]:
     seen = set()
+    right = {}
     for number, entry in enumerate(entries):
         place = _place(table, number)
         if entry.guid == ZERO_GUID or entry.guid in seen:
-            raise corrupt(
+            yield corrupt(
                 "REGION-GUID",
                 "region table",
                 place,
                 _SECTION,
                 f"region {entry.guid} is zero or appears twice",
             )
+            continue
         seen.add(entry.guid)
         if (
             entry.file_offset % ALIGNMENT
@@ -127,7 +148,7 @@ def _check_entries(entries: list[RegionTableEntry], table: int) -> None:
             or not entry.length
             or entry.file_offset < HEADER_SECTION_SIZE
         ):
-            raise corrupt(
+            yield corrupt(
                 "REGION-RANGE",
                 "region table",
                 place,
@@ -135,31 +156,37 @@ def _check_entries(entries: list[RegionTableEntry], table: int) -> None:
                 f"the {region_name(entry)} has offset {entry.file_offset:#x} and length {entry.length:#x}; "
                 "both must be multiples of 1 MiB, behind the header section, and not empty",
             )
+        else:
+            right[number] = entry
         if entry.required & 1 and entry.guid not in _KNOWN:
-            raise unsupported(
+            yield unsupported(
                 "REGION-UNKNOWN",
                 "region table",
                 place,
                 _SECTION,
                 f"region {entry.guid} is required, and is not known here",
             )
+    return right
 
 
 def _check_overlaps(
-    entries: list[RegionTableEntry], log: Span, findings: list[Finding], table: int, *, log_in_use: bool
-) -> None:
+    entries: list[RegionTableEntry], log: Span, table: int, *, log_in_use: bool
+) -> Iterator[Problem]:
     spans = sorted(Span(entry.file_offset, entry.end, region_name(entry)) for entry in entries)
-    for one, other in zip(spans, spans[1:], strict=False):
-        if other.start < one.end:
-            message = f"the {one.owner} and the {other.owner} overlap at {other.start:#x}"
-            raise corrupt("REGION-OVERLAP", "region table", table, _SECTION, message)
+    widest = spans[0] if spans else log
+    for span in spans[1:]:
+        if span.start < widest.end:
+            message = f"the {widest.owner} and the {span.owner} overlap at {span.start:#x}"
+            yield corrupt("REGION-OVERLAP", "region table", table, _SECTION, message)
+        widest = max(widest, span, key=lambda one: one.end)
     for span in spans:
         at = max(span.start, log.start)
         if at < min(span.end, log.end):
             message = f"the {span.owner} and the log overlap at {at:#x}"
             if log_in_use:
-                raise corrupt("REGION-OVERLAP", "region table", table, _SECTION, message)
-            findings.append(tolerated("LOG-OVERLAP", "region table", table, _SECTION, message))
+                yield corrupt("REGION-OVERLAP", "region table", table, _SECTION, message)
+            else:
+                yield tolerated("LOG-OVERLAP", "region table", table, _SECTION, message)
 
 
 def region_name(entry: RegionTableEntry) -> str:
