@@ -154,6 +154,11 @@ class Plan:
         if self._is_among_the_first(code):
             self.notes[code, offset] = sentence
 
+    def take_back(self, code: str, offset: int, reason: str) -> None:
+        """Take back that something is done about a finding, and say why it cannot be."""
+        self.notes.pop((code, offset), None)
+        self.reasons[code, offset] = reason
+
     def lose(self, code: str, offset: int | None, length: int, message: str) -> None:
         """Name what is given up; neighbours that are given up for the same reason become one."""
         last = self.lost[-1] if self.lost else None

@@ -1,0 +1,461 @@
+"""
+What the BAT should hold, and how long the file must be for it (MS-VHDX 2.5).
+
+The table is walked a few times: for traces of a child, for blocks with content, for the kept space of
+blocks without, and for who else lies at a place.  An entry that is not decided stays as it is, byte for
+byte, and where it points behind the end of the file, the file does not grow over that place.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
+
+from pyvhdx._core.bat import pieces
+from pyvhdx._core.checks.occupancy import Occupancy
+from pyvhdx._core.repairs.entries import EditedTable
+from pyvhdx._core.repairs.mender import end_of
+from pyvhdx._core.repairs.metadata import Traces
+from pyvhdx.format.constants import (
+    ALIGNMENT,
+    BAT_ENTRY_SIZE,
+    HEADER_SECTION_SIZE,
+    MAX_FILE_SIZE,
+    OFFSET_MASK,
+    RESERVED_MASK,
+    SECTOR_BITMAP_SIZE,
+    STATE_MASK,
+    BitmapState,
+    PayloadState,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyvhdx._core.geometry import Geometry
+    from pyvhdx._core.regions import Span
+    from pyvhdx._core.repairs.plan import Plan
+    from pyvhdx.format.region import RegionTableEntry
+    from pyvhdx.storage import Storage
+
+_NOT_PRESENT = int(PayloadState.NOT_PRESENT)
+_ZERO = int(PayloadState.ZERO)
+_FULL = int(PayloadState.FULLY_PRESENT)
+_PARTIAL = int(PayloadState.PARTIALLY_PRESENT)
+_UNMAPPED = int(PayloadState.UNMAPPED)
+_DRAFT_UNMAPPED = 5
+_ANCHORS = (int(PayloadState.UNDEFINED), int(PayloadState.UNMAPPED))
+_WITHOUT_PLACE = (_NOT_PRESENT, _ZERO)
+_PRESENT = int(BitmapState.PRESENT)
+_STATE_OF = {"zero": _ZERO, "absent": _NOT_PRESENT, "present": _FULL}
+_WORDS = {"zero": "it is ZERO now", "absent": "it is NOT_PRESENT now", "present": "it is FULLY_PRESENT now"}
+
+
+class Slot(Enum):
+    """What an index of the table stands for."""
+
+    BLOCK = "block"
+    BITMAP = "sector bitmap"
+    PADDING = "padding"
+
+
+class Place(NamedTuple):
+    """An entry that is not 0: *number* is that of the block or the chunk."""
+
+    slot: Slot
+    number: int
+    index: int
+    entry: int
+
+
+class Copy(NamedTuple):
+    """What gets a copy of its own at the end of the file."""
+
+    index: int
+    source: int
+    length: int
+    room: int
+    state: int
+
+
+def walk(storage: Storage, region: RegionTableEntry, geometry: Geometry, *, differencing: bool) -> Iterator[Place]:
+    """Yield every entry of the region that is not 0, in order."""
+    ratio, blocks = geometry.chunk_ratio, geometry.block_count
+    needed = geometry.entries_needed(differencing=differencing)
+    count = region.length // BAT_ENTRY_SIZE
+    for first, entries in pieces(storage.read_at, storage.next_data, region.file_offset, count):
+        for index, entry in enumerate(entries, first):
+            if not entry:
+                continue
+            chunk, position = divmod(index, ratio + 1)
+            if index >= needed:
+                yield Place(Slot.PADDING, index, index, entry)
+            elif position == ratio:
+                yield Place(Slot.BITMAP, chunk, index, entry)
+            elif chunk * ratio + position < blocks:
+                yield Place(Slot.BLOCK, chunk * ratio + position, index, entry)
+            else:  # in front of the last bitmap
+                yield Place(Slot.PADDING, index, index, entry)
+
+
+def traces_in(storage: Storage, region: RegionTableEntry, geometry: Geometry) -> Traces:
+    """Return what only a child has, of a file that does not say it is one."""
+    partial = bitmaps = 0
+    for slot, _, _, entry in walk(storage, region, geometry, differencing=False):
+        state = entry & STATE_MASK
+        if slot is Slot.BLOCK:
+            partial += state == _PARTIAL
+        else:
+            bitmaps += state == _PRESENT
+    return Traces(partial, bitmaps)
+
+
+class BlockPlan:
+    """
+    The plan for the BAT; `table` has the entries as they should be.
+
+    `size` is how long the file becomes for the blocks it has, and `limit` where it must not grow beyond.
+    *log* is the place of the empty log, None where that cannot be used anyway; `log_is_free` tells whether
+    nothing lies on it.  *traces* are those of a child, with its locator, in a file without HasParent.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        region: RegionTableEntry,
+        geometry: Geometry,
+        spans: list[Span],
+        log: Span | None,
+        plan: Plan,
+        *,
+        differencing: bool,
+        traces: Traces,
+        has_locator: bool,
+        can_grow: bool,
+    ) -> None:
+        self._storage = storage
+        self._region = region
+        self.geometry = geometry
+        self._log = log
+        self._plan = plan
+        self._differencing = differencing
+        self._traces = traces
+        self._has_locator = has_locator
+        self._file_size = storage.size()
+        self.table = EditedTable(storage.read_at, region.file_offset)
+        self.size = self._file_size
+        self.limit = MAX_FILE_SIZE if can_grow else self._file_size
+        self.log_is_free = True
+        self.copies: list[Copy] = []
+        self.undecided_bitmaps: set[int] = set()
+        self._taken = Occupancy(self._file_size)
+        self._structures = Occupancy(self._file_size)
+        for start, end in [(0, HEADER_SECTION_SIZE), *((span.start, span.end) for span in spans)]:
+            for map_ in (self._taken, self._structures):
+                map_.claim(start // ALIGNMENT, (end - start) // ALIGNMENT)
+        self._bitmap_units: set[int] = set()
+        self._clashed = Occupancy(self._file_size)  # what an undecided entry shares
+        self._has_clash = False
+        self._partial: set[int] = set()  # the blocks of the chunk that is being walked
+        self._doomed: dict[int, tuple[str, int]] = {}  # unit -> the code and entry by which its holder goes
+        self._winners: dict[int, int] = {}  # place -> the entry that keeps it
+        self._wishes: list[int] = []
+
+    def mend(self) -> None:
+        """Plan everything."""
+        open_chunk = -1  # whose blocks are walked, and whose bitmap's entry has not come yet
+        for slot, number, index, entry in self._walk():
+            if self._differencing:
+                chunk = index // (self.geometry.chunk_ratio + 1)
+                if chunk != open_chunk:
+                    self._check_bitmap_is_there(open_chunk)
+                    self._partial.clear()
+                open_chunk = chunk if slot is not Slot.BITMAP else -1
+            if slot is Slot.BLOCK:
+                self._block(number, index, entry)
+            elif slot is Slot.PADDING:
+                self.table.set(index, 0)
+            elif self._differencing:
+                self._bitmap(number, index, entry)
+                self._partial.clear()
+            else:
+                self._slot(index)
+        self._check_bitmap_is_there(open_chunk)
+        for slot, number, index, entry in self._walk():
+            if slot is Slot.BLOCK and entry & STATE_MASK in _ANCHORS:
+                self._anchor(number, index, entry)
+        if self._doomed:
+            self._drop_holders()
+        for wish in self._wishes:
+            self.grow_to(wish)
+        if self._has_clash:
+            for chunk in range(self.geometry.chunk_count if self._differencing else 0):
+                entry = self.table.get(self.geometry.bitmap_index(chunk))
+                if entry & STATE_MASK == _PRESENT and not self._clashed.is_free(entry // ALIGNMENT, 1):
+                    self.undecided_bitmaps.add(chunk)
+
+    def give_places(self, at: int) -> None:
+        """Give the copies their places, one behind the other from file offset *at* on."""
+        for copy in self.copies:
+            self.table.set(copy.index, at | copy.state)
+            at += copy.room
+
+    def give_up_copies(self) -> None:
+        """Make no copies: there is no room that no other block claims."""
+        for copy in self.copies:
+            self._plan.take_back(
+                "BAT-OVERLAP",
+                self._place_of(copy.index),
+                "a copy needs room at the end of the file; decide about the blocks behind its end first (BAT-RANGE)",
+            )
+        self.copies.clear()
+
+    def grow_to(self, size: int) -> None:
+        """Let the file become so long, where nothing forbids it."""
+        if size <= self.limit:
+            self.size = max(self.size, size)
+
+    def name_what_was_cut(self, cut_at: int) -> None:
+        """Name the blocks that lie behind where the file ended before it got its length back."""
+        geometry = self.geometry
+        for slot, block, _, entry in self._walk():
+            place, used = entry & OFFSET_MASK, geometry.used_length(block) if slot is Slot.BLOCK else 0
+            if slot is Slot.BLOCK and entry & STATE_MASK in (_FULL, _PARTIAL) and place + used > cut_at:
+                kept = max(0, cut_at - place)
+                self._plan.lose(
+                    "LOG-FILE-TRUNCATED",
+                    (block << geometry.block_shift) + kept,
+                    used - kept,
+                    "it lay behind the end of the file, and reads as zeros now",
+                )
+
+    # -- one entry ----------------------------------------------------------------------------
+
+    def _walk(self) -> Iterator[Place]:
+        return walk(self._storage, self._region, self.geometry, differencing=self._differencing)
+
+    def _place_of(self, index: int) -> int:
+        return self._region.file_offset + index * BAT_ENTRY_SIZE
+
+    def _block(self, block: int, index: int, entry: int) -> None:
+        state, place = entry & STATE_MASK, entry & OFFSET_MASK
+        if state in _WITHOUT_PLACE:
+            self.table.set(index, state)
+        elif state in _ANCHORS:
+            self.table.set(index, entry & ~RESERVED_MASK)
+        elif state in (_FULL, _PARTIAL) and (state == _FULL or self._differencing):
+            self._stored_block(block, index, entry)
+        else:
+            self._odd_block(block, index, state, place)
+        new = self.table.get(index) & STATE_MASK
+        if new == _PARTIAL:
+            self._partial.add(block)
+
+    def _stored_block(self, block: int, index: int, entry: int) -> None:
+        geometry, plan, at = self.geometry, self._plan, self._place_of(index)
+        place = entry & OFFSET_MASK
+        used, size = geometry.used_length(block), geometry.block_size
+        if place < HEADER_SECTION_SIZE:
+            self._settle(block, index, plan.choose("BAT-OFFSET", at), "BAT-OFFSET")
+        elif place + used > self._file_size:
+            starts_inside = place < self._file_size
+            possible = ("extend", "zero", "absent") if starts_inside else ("zero", "absent")
+            choice = plan.choose("BAT-RANGE", at, possible)
+            if choice is None:
+                self.limit = min(self.limit, max(place, self._file_size))
+            elif choice == "extend":
+                self._wishes.append(place + size)
+                kept = self._file_size - place
+                plan.note("BAT-RANGE", at, f"the file was made longer; the block keeps {kept} bytes")
+                plan.is_visible = True
+                plan.lose(
+                    "BAT-RANGE", (block << geometry.block_shift) + kept, used - kept, "it lay behind the end of the file"
+                )
+                self._claim(index, entry, size)
+            else:
+                self._settle(block, index, choice, "BAT-RANGE")
+        elif self._claim(index, entry, size):
+            if place + size > self._file_size:
+                self._wishes.append(place + size)
+        else:
+            self._clash(block, index, entry)
+
+    def _odd_block(self, block: int, index: int, state: int, place: int) -> None:
+        """Plan a block whose state is reserved, or PARTIALLY_PRESENT in a file without a parent."""
+        plan, at = self._plan, self._place_of(index)
+        fits = HEADER_SECTION_SIZE <= place <= self._file_size - self.geometry.used_length(block)
+        fits = fits and self._taken.is_free(place // ALIGNMENT, self.geometry.block_size // ALIGNMENT)
+        alone = self._traces.partial_blocks <= 1 and not self._traces.bitmaps and not self._has_locator
+        if state == _PARTIAL and fits and alone:
+            choice: str | None = "present"
+        elif state == _DRAFT_UNMAPPED and plan.choices.for_place("BAT-STATE", at) is None:
+            self.table.set(index, _UNMAPPED)
+            plan.is_visible = True
+            plan.note("BAT-STATE", at, "it is UNMAPPED now, as a draft of the format meant it")
+            return
+        else:
+            choice = plan.choose("BAT-STATE", at, ("present", "zero", "absent") if fits else ("zero", "absent"))
+        if choice == "present":
+            self._claim(index, place | _FULL, self.geometry.block_size)
+            plan.is_visible = True
+            plan.note("BAT-STATE", at, _WORDS["present"])
+        else:
+            self._settle(block, index, choice, "BAT-STATE")
+
+    def _settle(self, block: int, index: int, choice: str | None, code: str) -> None:
+        """Let a block read as *choice* says, and name what is lost with that; None leaves it."""
+        if choice is None:
+            return
+        at, geometry = self._place_of(index), self.geometry
+        self.table.set(index, _STATE_OF[choice])
+        self._plan.is_visible = True
+        self._plan.note(code, at, _WORDS[choice])
+        why = "it reads as zeros now" if choice == "zero" else "it is NOT_PRESENT now"
+        self._plan.lose(code, block << geometry.block_shift, geometry.used_length(block), why)
+
+    def _claim(self, index: int, entry: int, size: int) -> bool:
+        """Take the place of an entry for it, unless something else lies there."""
+        place = entry & OFFSET_MASK
+        first, count = place // ALIGNMENT, size // ALIGNMENT
+        inside = min(first + count, self._taken.units) - first
+        if not self._taken.is_free(first, max(1, inside)):
+            return False
+        self._taken.claim(first, count)
+        if self._log is not None and place < self._log.end and self._log.start < place + size:
+            self.log_is_free = False
+        self.table.set(index, entry & ~RESERVED_MASK)
+        return True
+
+    def _clash(self, block: int, index: int, entry: int) -> None:
+        """Plan a block at a place that is taken."""
+        plan, geometry = self._plan, self.geometry
+        at, place = self._place_of(index), entry & OFFSET_MASK
+        first, count = place // ALIGNMENT, geometry.block_size // ALIGNMENT
+        units = range(first, min(first + count, self._taken.units))
+        of_structure = not self._structures.is_free(first, len(units))
+        possible = ("copy", "first", "second", "zero")
+        if of_structure or any(unit in self._bitmap_units for unit in units):
+            possible = ("copy", "first")
+        choice = self._choose_overlap(at, possible)
+        if choice in (None, "copy"):  # a copy may find no room
+            self._clashed.claim(first, count)
+            self._has_clash = True
+        if choice is None:
+            return
+        if choice == "copy":
+            length = min(geometry.block_size, self._file_size - place)
+            self.copies.append(Copy(index, place, length, geometry.block_size, entry & STATE_MASK))
+            plan.note("BAT-OVERLAP", at, "the block got a copy of its own at the end of the file")
+            # Where only this one could not be read before, it can now.
+            plan.is_visible = plan.is_visible or of_structure
+        else:
+            if choice in ("first", "zero"):
+                self._settle(block, index, "zero", "BAT-OVERLAP")
+            else:
+                self.table.set(index, entry & ~RESERVED_MASK)
+                self._winners[place] = index
+                plan.note("BAT-OVERLAP", at, "the block keeps its place, and the other one reads as zeros")
+            if choice in ("second", "zero"):
+                self._doomed.update(dict.fromkeys(units, ("BAT-OVERLAP", at)))
+
+    def _choose_overlap(self, at: int, possible: tuple[str, ...]) -> str | None:
+        code = "BAT-SHIFT" if self._plan.choices.for_place("BAT-SHIFT", at) is not None else "BAT-OVERLAP"
+        return self._plan.choose(code, at, possible)
+
+    def _drop_holders(self) -> None:
+        """Make ZERO what lies at a place that was given to another block, or to none."""
+        geometry = self.geometry
+        count = geometry.block_size // ALIGNMENT
+        for slot, block, index, _ in self._walk():
+            entry = self.table.get(index)
+            place = entry & OFFSET_MASK
+            if slot is not Slot.BLOCK or not place or self._winners.get(place) == index:
+                continue
+            first = place // ALIGNMENT
+            if any(unit in self._doomed for unit in range(first, first + count)):
+                self._settle(block, index, "zero", "BAT-OVERLAP")
+
+    def _anchor(self, block: int, index: int, entry: int) -> None:
+        """Plan a block without content that kept its space; it gives way to everything else."""
+        place = entry & OFFSET_MASK
+        if not place:
+            return
+        fits = HEADER_SECTION_SIZE <= place <= self._file_size - self.geometry.block_size
+        if not fits or not self._claim(index, entry, self.geometry.block_size):
+            self.table.set(index, entry & STATE_MASK)
+
+    # -- bitmaps ------------------------------------------------------------------------------
+
+    def _slot(self, index: int) -> None:
+        """Plan the slot of a bitmap in a file without a parent."""
+        if self._has_locator or self._traces.partial_blocks:
+            if self._plan.choose("BITMAP-SLOT", self._place_of(index)) is None:
+                return
+            self._plan.note("BITMAP-SLOT", self._place_of(index), "it is 0 now")
+        self.table.set(index, 0)
+
+    def _bitmap(self, chunk: int, index: int, entry: int) -> None:
+        state, place = entry & STATE_MASK, entry & OFFSET_MASK
+        at = self._place_of(index)
+        if state not in (_PRESENT, _PARTIAL):  # Microsoft's own implementation reads the state 7 as 6
+            if not self._partial:
+                self.table.set(index, 0)
+            elif state == int(BitmapState.NOT_PRESENT):
+                if not self._without_bitmap(chunk, index, "BITMAP-ENTRY", at):
+                    self.table.set(index, 0)
+            else:
+                self._without_bitmap(chunk, index, "BITMAP-STATE", at)
+            return
+        inside = HEADER_SECTION_SIZE <= place <= self._file_size - SECTOR_BITMAP_SIZE
+        if inside and self._claim(index, place | _PRESENT, SECTOR_BITMAP_SIZE):
+            self._bitmap_units.add(place // ALIGNMENT)
+        elif not self._partial:
+            self.table.set(index, 0)
+        elif not inside or not self._structures.is_free(place // ALIGNMENT, 1):
+            decided = self._without_bitmap(chunk, index, "BITMAP-ENTRY", at)
+            if not decided and place > self._file_size - SECTOR_BITMAP_SIZE:
+                self.limit = min(self.limit, max(place, self._file_size))
+        elif self._choose_overlap(at, ("copy",)) == "copy":
+            self.copies.append(Copy(index, place, SECTOR_BITMAP_SIZE, SECTOR_BITMAP_SIZE, _PRESENT))
+            self._plan.note("BAT-OVERLAP", at, "the bitmap got a copy of its own at the end of the file")
+            self.undecided_bitmaps.add(chunk)  # its bits are looked at the next time
+        else:
+            self._clashed.claim(place // ALIGNMENT, 1)
+            self._has_clash = True
+            self.undecided_bitmaps.add(chunk)
+
+    def _check_bitmap_is_there(self, chunk: int) -> None:
+        """Plan a chunk whose bitmap's entry is 0, if it has partial blocks."""
+        if chunk >= 0 and self._partial:
+            index = self.geometry.bitmap_index(chunk)
+            if not self.table.get(index):
+                self._without_bitmap(chunk, index, "BITMAP-ENTRY", self._place_of(index))
+
+    def _without_bitmap(self, chunk: int, index: int, code: str, at: int) -> bool:
+        """Let the partial blocks of a chunk whose bitmap is lost become what was chosen; return whether they did."""
+        choice = self._plan.choose(code, at)
+        if choice is None:
+            self.undecided_bitmaps.add(chunk)
+            return False
+        geometry = self.geometry
+        for block in sorted(self._partial):
+            own = geometry.payload_index(block)
+            place = self.table.get(own) & OFFSET_MASK
+            self.table.set(own, _STATE_OF[choice] | (place if choice == "present" else 0))
+            why = {
+                "present": "nobody knows which of its sectors are the parent's",
+                "zero": "it reads as zeros now",
+                "absent": "it shows the parent now",
+            }[choice]
+            self._plan.lose(code, block << geometry.block_shift, geometry.used_length(block), why)
+        self._plan.is_visible = True
+        self._plan.note(code, at, f"its partial blocks are {'FULLY_PRESENT' if choice == 'present' else choice.upper()}")
+        self._partial.clear()
+        self.table.set(index, 0)
+        return True
+
+
+def fixed_size(geometry: Geometry, spans: list[Span], log_length: int) -> int:
+    """Return how long the file of a fixed disk must be at least: room for every block (2.5.1.1)."""
+    used = HEADER_SECTION_SIZE + log_length + sum(span.end - span.start for span in spans)
+    return end_of(used + geometry.block_count * geometry.block_size)
