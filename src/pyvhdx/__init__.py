@@ -23,11 +23,13 @@ from pyvhdx.errors import (
 )
 from pyvhdx.image import VHDXImage
 from pyvhdx.info import Extent, ImageInfo
+from pyvhdx.ops.check import CheckReport, check
 from pyvhdx.ops.convert import ConvertReport, convert
 from pyvhdx.ops.create import create
 from pyvhdx.user_metadata import UserMetadata
 
 __all__ = [
+    "CheckReport",
     "ConvertReport",
     "CorruptImageError",
     "Extent",
@@ -51,6 +53,7 @@ __all__ = [
     "VHDXError",
     "VHDXImage",
     "__version__",
+    "check",
     "convert",
     "create",
     "is_vhdx",

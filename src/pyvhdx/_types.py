@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     ReadAt: TypeAlias = Callable[[int, int], bytes]
     """A function (size, offset) -> bytes, short only at the end of the file."""
 
+    NextData: TypeAlias = Callable[[int], tuple[int, int] | None]
+    """A function offset -> (start, end) of the next run that may hold data, None behind the last."""
+
     PathLike: TypeAlias = str | os.PathLike[str]
     Source: TypeAlias = PathLike | IO[bytes] | Any
     Progress: TypeAlias = Callable[[int, int], object]

@@ -44,7 +44,7 @@ _MODES = {"r": "r", "rb": "r", "r+": "r+", "r+b": "r+", "rb+": "r+"}
 _FLAVOUR = ntpath if os.name == "nt" else posixpath
 
 
-class _Options(NamedTuple):
+class OpenOptions(NamedTuple):
     """How the members of a chain are found and opened."""
 
     search: tuple[str, ...]
@@ -99,12 +99,10 @@ def open(
     write = _MODES[mode] == "r+"
     if write and not verify_parent:
         raise RequestError("verify_parent=False is for reading only: what is written belongs to one parent")
-    if log not in ("auto", "refuse"):
-        raise RequestError(f'log is {log!r}, and must be "auto" or "refuse"')
-    options = _Options(
-        search=tuple(map(os.path.abspath, _folders_of("search", search))),
-        allow_absolute=tuple(map(os.path.realpath, _folders_of("allow_absolute", allow_absolute))),
-        within=None if within is None else _within(within),
+    options = options_of(
+        search=search,
+        allow_absolute=allow_absolute,
+        within=within,
         verify_parent=verify_parent,
         log=log,
         lock=lock,
@@ -128,6 +126,30 @@ def open(
     return image
 
 
+def options_of(
+    *,
+    search: Iterable[PathLike] = (),
+    allow_absolute: Iterable[PathLike] = (),
+    within: PathLike | None = None,
+    verify_parent: bool = True,
+    log: str = "auto",
+    lock: bool = True,
+    write: bool = False,
+) -> OpenOptions:
+    """Return what `open` was asked for, its folders made absolute; raise `RequestError` for what cannot be."""
+    if log not in ("auto", "refuse"):
+        raise RequestError(f'log is {log!r}, and must be "auto" or "refuse"')
+    return OpenOptions(
+        search=tuple(map(os.path.abspath, _folders_of("search", search))),
+        allow_absolute=tuple(map(os.path.realpath, _folders_of("allow_absolute", allow_absolute))),
+        within=None if within is None else _within(within),
+        verify_parent=verify_parent,
+        log=log,
+        lock=lock,
+        write=write,
+    )
+
+
 def _folders_of(name: str, folders: Iterable[PathLike] | PathLike) -> list[PathLike]:
     """One folder is as good as a list of one; a string is no list of letters."""
     if isinstance(folders, (str, os.PathLike)):
@@ -148,7 +170,7 @@ def _within(folder: Any) -> str:
     return os.path.realpath(os.fspath(folder))
 
 
-def _unpickle(path: str, parent: ParentChoice, options: _Options, position: int) -> VHDXImage:
+def _unpickle(path: str, parent: ParentChoice, options: OpenOptions, position: int) -> VHDXImage:
     how = options._asdict()
     del how["write"]
     image = open(path, parent=parent, **how)
@@ -184,26 +206,40 @@ def is_vhdx(source: Source) -> bool:
 
 
 def _open_file(
-    source: Source, options: _Options, reopen: tuple[Any, ...] | None = None, *, trusted: bool = True
+    source: Source, options: OpenOptions, reopen: tuple[Any, ...] | None = None, *, trusted: bool = True
 ) -> VHDXImage:
     """Open one file; a path that is not *trusted* must be a regular file and no link."""
-    use = None if not options.lock else WRITER if options.write else READER
-    storage: Storage
-    if isinstance(source, (str, os.PathLike)):
-        storage = open_local(source, devices=trusted, follow=trusted, write=options.write, use=use)
-    else:
-        storage = open_file_object(source, write=options.write)
-        if use is not None and isinstance(storage, LocalFile):
-            try:
-                storage.lock(use)
-            except BaseException:
-                storage.close()
-                raise
+    storage = open_storage(source, options, trusted=trusted)
     return VHDXImage._open(storage, replay_log=options.log == "auto", reopen=reopen)
 
 
-def _attach_parents(image: VHDXImage, choice: ParentChoice, options: _Options) -> None:
-    """Open parent after parent until one has none; in a loop, because a chain may be deep."""
+def open_storage(source: Source, options: OpenOptions, *, trusted: bool = True) -> Storage:
+    """Open the bytes of one file, with the lock that *options* ask for."""
+    use = None if not options.lock else WRITER if options.write else READER
+    if isinstance(source, (str, os.PathLike)):
+        return open_local(source, devices=trusted, follow=trusted, write=options.write, use=use)
+    storage = open_file_object(source, write=options.write)
+    if use is not None and isinstance(storage, LocalFile):
+        try:
+            storage.lock(use)
+        except BaseException:
+            storage.close()
+            raise
+    return storage
+
+
+def _attach_parents(image: VHDXImage, choice: ParentChoice, options: OpenOptions) -> None:
+    """Open parent after parent until one has none."""
+    for _ in attach_parents(image, choice, options):
+        pass
+
+
+def attach_parents(image: VHDXImage, choice: ParentChoice, options: OpenOptions) -> Iterator[VHDXImage]:
+    """
+    Open parent after parent until one has none, and yield each one; in a loop, because a chain may be deep.
+
+    An open image that was given brings its own parents along.
+    """
     if not (choice == "auto" or callable(choice) or isinstance(choice, (str, os.PathLike, VHDXImage))):
         raise RequestError(
             f"parent is {choice!r}, and must be a path, an open image, a function, False or 'auto'"
@@ -220,13 +256,14 @@ def _attach_parents(image: VHDXImage, choice: ParentChoice, options: _Options) -
             choice = "auto"
         parent, owned = _find(child, choice, chain, options)
         child._attach(parent, owned=owned)
+        yield parent
         if not owned:
             return
         chain.append(parent)
 
 
 def _find(
-    child: VHDXImage, choice: ParentChoice, chain: list[VHDXImage], options: _Options
+    child: VHDXImage, choice: ParentChoice, chain: list[VHDXImage], options: OpenOptions
 ) -> tuple[VHDXImage, bool]:
     """
     Return the first candidate that opens and fits, and whether it is ours to close.
@@ -280,10 +317,10 @@ class _Refused(ValueError):
     """A candidate that is not even looked at."""
 
 
-def _candidates(child: VHDXImage, choice: ParentChoice, options: _Options) -> Iterator[tuple[str, Any]]:
+def _candidates(child: VHDXImage, choice: ParentChoice, options: OpenOptions) -> Iterator[tuple[str, Any]]:
     """Yield (what the candidate is called, what to open); a `Candidate` is subject to the policy."""
     if callable(choice):
-        source = choice(_locator(child))
+        source = choice(locator_of(child))
         is_path = isinstance(source, (str, os.PathLike))
         yield os.fspath(source) if is_path else "the parent callable", source
     elif isinstance(choice, VHDXImage):
@@ -291,11 +328,11 @@ def _candidates(child: VHDXImage, choice: ParentChoice, options: _Options) -> It
     elif choice != "auto":
         yield str(choice), Candidate(str(choice), os.fspath(choice), absolute=False)  # type: ignore[arg-type]  # a path: open() was given one
     else:
-        for candidate in candidates(_locator(child), _folders(child), options.search, _FLAVOUR):
+        for candidate in candidates(locator_of(child), _folders(child), options.search, _FLAVOUR):
             yield candidate.path or candidate.text, candidate
 
 
-def _open_candidate(source: Any, options: _Options) -> VHDXImage:
+def _open_candidate(source: Any, options: OpenOptions) -> VHDXImage:
     if source is None:
         raise _Refused("it has none to give")
     if isinstance(source, VHDXImage):
@@ -306,12 +343,19 @@ def _open_candidate(source: Any, options: _Options) -> VHDXImage:
         return _open_file(source, options)
     if source.path is None:
         raise _Refused(source.why)
-    real = os.path.realpath(source.path)
-    if source.absolute and not any(_lies_in(real, folder) for folder in options.allow_absolute):
+    real = _refuse(source, options)
+    return _open_file(real, options, (_unpickle, (real, "auto", options)), trusted=False)
+
+
+def _refuse(candidate: Candidate, options: OpenOptions) -> str:
+    """Return where a candidate really lies, and raise `_Refused` where the policy forbids it."""
+    assert candidate.path is not None
+    real = os.path.realpath(candidate.path)
+    if candidate.absolute and not any(_lies_in(real, folder) for folder in options.allow_absolute):
         raise _Refused("an absolute path, and allow_absolute does not name its folder")
     if options.within is not None and not _lies_in(real, options.within):
         raise _Refused(f"it lies outside {options.within}")
-    return _open_file(real, options, (_unpickle, (real, "auto", options)), trusted=False)
+    return real
 
 
 def _lies_in(path: str, folder: str) -> bool:
@@ -339,7 +383,32 @@ def _folders(child: VHDXImage) -> list[str]:
     return list(dict.fromkeys(folders))
 
 
-def _locator(child: VHDXImage) -> ParentLocator:
+def leads_to(child: VHDXImage, image: VHDXImage, options: OpenOptions) -> list[tuple[str, bool]]:
+    """
+    Return the paths of the child's locator that mean something here, and whether each leads to *image*.
+
+    Paths that the policy forbids are not looked at; none is where there is no file to compare with.
+    """
+    if not isinstance(image._file.raw, LocalFile):
+        return []
+    status = image._file.raw.status()
+    found: dict[str, bool] = {}
+    for candidate in candidates(locator_of(child), _folders(child), (), _FLAVOUR):
+        if candidate.path is None:
+            continue
+        try:
+            _refuse(candidate, options)
+            same = os.path.samestat(os.stat(candidate.path), status)
+        except _Refused:
+            continue
+        except (OSError, ValueError):
+            same = False
+        found[candidate.text] = found.get(candidate.text, False) or same
+    return list(found.items())
+
+
+def locator_of(child: VHDXImage) -> ParentLocator:
+    """Return the parent locator of a differencing image."""
     system = child._file.metadata.system
     try:
         return read_locator(system[PARENT_LOCATOR], system.place(PARENT_LOCATOR))
@@ -349,7 +418,7 @@ def _locator(child: VHDXImage) -> ParentLocator:
 
 
 def _problem(
-    child: VHDXImage, parent: VHDXImage, chain: list[VHDXImage], options: _Options
+    child: VHDXImage, parent: VHDXImage, chain: list[VHDXImage], options: OpenOptions
 ) -> ParentCycleError | ParentMismatchError | None:
     """Return why *parent* cannot be the parent of *child*, the last of *chain*."""
     if any(_is_same(parent, member) for member in chain):
@@ -362,7 +431,7 @@ def _problem(
             parent.logical_sector_size,
         )
     if options.verify_parent:
-        expected: tuple[UUID, ...] = _locator(child).linkages
+        expected: tuple[UUID, ...] = locator_of(child).linkages
         if parent.data_write_guid not in expected:
             return ParentMismatchError(
                 f"{parent.name} is not the parent that {child.name} was made from, or was changed since: "

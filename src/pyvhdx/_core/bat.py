@@ -15,10 +15,11 @@ from pyvhdx.format.constants import BAT_ENTRY_SIZE, round_up
 from pyvhdx.format.table import integers, little_endian
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from pyvhdx._core.geometry import Geometry
     from pyvhdx._core.pages import Pages
+    from pyvhdx._types import NextData, ReadAt
     from pyvhdx.format.region import RegionTableEntry
 
 _PAGE_SIZE = 4096
@@ -100,25 +101,9 @@ class BlockAllocationTable:
             count = next((n for n in range(1, count) if page[start + n] != entry), count)
         return block + count
 
-    def pieces(self, next_data: Callable[[int], tuple[int, int] | None]) -> Iterator[tuple[int, array[int]]]:
-        """
-        Yield (index of the first, entries) for all that is not zero, in order, past the cache.
-
-        *next_data* tells where the file has data; what lies between reads as zeros.
-        """
-        end = self._offset + self._needed * BAT_ENTRY_SIZE
-        at = self._offset
-        while at < end and (run := next_data(at)) is not None and run[0] < end:
-            # In whole pages, however finely the file system counts: no entry may come twice.
-            at = max(at, run[0] & -_PAGE_SIZE)
-            stop = min(end, round_up(run[1], _PAGE_SIZE))
-            while at < stop:
-                data = self._file.read(min(_PIECE, stop - at), at)
-                data = data[: len(data) & -BAT_ENTRY_SIZE]
-                if not data:
-                    return
-                yield (at - self._offset) // BAT_ENTRY_SIZE, integers("Q", data)
-                at += len(data)
+    def pieces(self, next_data: NextData) -> Iterator[tuple[int, array[int]]]:
+        """Yield (index of the first, entries) for all that is not zero, in order, past the cache."""
+        return pieces(self._file.read, next_data, self._offset, self._needed)
 
     def run_end(self, block: int, limit: int) -> int:
         """Return the first block after *block* whose entry is another one, at most *limit*."""
@@ -163,3 +148,24 @@ class BlockAllocationTable:
                     self._pages.clear()
                 self._pages[number] = page
         return page
+
+
+def pieces(read: ReadAt, next_data: NextData, offset: int, count: int) -> Iterator[tuple[int, array[int]]]:
+    """
+    Yield (index of the first, entries) for all that is not zero of *count* entries from *offset* on.
+
+    *next_data* tells where the file has data; what lies between reads as zeros.
+    """
+    end = offset + count * BAT_ENTRY_SIZE
+    at = offset
+    while at < end and (run := next_data(at)) is not None and run[0] < end:
+        # In whole pages, however finely the file system counts: no entry may come twice.
+        at = max(at, run[0] & -_PAGE_SIZE)
+        stop = min(end, round_up(run[1], _PAGE_SIZE))
+        while at < stop:
+            data = read(min(_PIECE, stop - at), at)
+            data = data[: len(data) & -BAT_ENTRY_SIZE]
+            if not data:
+                return
+            yield (at - offset) // BAT_ENTRY_SIZE, integers("Q", data)
+            at += len(data)

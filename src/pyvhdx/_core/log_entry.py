@@ -29,6 +29,9 @@ _HEADER_SIZE = LogEntryHeader.packer.size
 _DESCRIPTOR_SIZE = DataDescriptor.packer.size
 _PIECE = 1 << 20
 
+MAX_DESCRIPTORS = 126
+"""What one descriptor sector holds; QEMU cannot replay an entry with more."""
+
 
 class Entry(NamedTuple):
     """The header of an entry, and where in the log (bytes from its start) the entry begins."""

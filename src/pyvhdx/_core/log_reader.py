@@ -115,6 +115,12 @@ def scan(ring: Ring, log_guid: UUID) -> list[Candidate]:
 
 def active_sequence(candidates: list[Candidate], log_length: int) -> list[Entry]:
     """Return the entries to replay, from the head's tail to the head; empty where there is no sequence."""
+    found = sequences(candidates, log_length)
+    return max(found, key=lambda entries: entries[-1].sequence_number) if found else []
+
+
+def sequences(candidates: list[Candidate], log_length: int) -> list[list[Entry]]:
+    """Return every valid sequence of the log, from its tail to its head."""
     valid = {c.entry.position: c.entry for c in candidates if c.fault is None}
     following = {}
     for entry in valid.values():
@@ -122,7 +128,7 @@ def active_sequence(candidates: list[Candidate], log_length: int) -> list[Entry]
         if after is not None and after.sequence_number == entry.sequence_number + 1:
             following[entry.position] = after
     led_to = {entry.position for entry in following.values()}
-    best: list[Entry] = []
+    found = []
     for entry in valid.values():
         if entry.position in led_to:
             continue
@@ -131,9 +137,9 @@ def active_sequence(candidates: list[Candidate], log_length: int) -> list[Entry]
             run.append(after)
         tail = run[-1].header.tail
         start = next((n for n, e in enumerate(run) if e.position == tail), None)
-        if start is not None and (not best or run[-1].sequence_number > best[-1].sequence_number):
-            best = run[start:]
-    return best
+        if start is not None:
+            found.append(run[start:])
+    return found
 
 
 def read_log(ring: Ring, log_guid: UUID, file_size: int) -> Replay:

@@ -27,6 +27,7 @@ from pyvhdx.format.identifier import FileIdentifier, decode_creator
 from pyvhdx.storage import Overlay
 
 if TYPE_CHECKING:
+    from pyvhdx._core.log_entry import Entry
     from pyvhdx.errors import Finding
     from pyvhdx.storage import Storage
 
@@ -62,14 +63,7 @@ def open_file(storage: Storage, *, replay_log: bool = True) -> OpenFile:
     if header.log_guid != c.ZERO_GUID:
         replay = replay_of(storage, header)
         if replay.entries and not replay_log:
-            raise LogPendingError(
-                f"{count_of(replay.entries)} must be replayed first, and that was refused; "
-                'log="auto" replays in memory and changes no file',
-                "LOG-PENDING",
-                "log",
-                header.log_offset,
-                "2.3.3",
-            )
+            raise log_pending(replay.entries, header.log_offset)
     shown = overlay_of(storage, replay)
     regions = regions_of(shown, header)
     pages = Pages(shown.read_at)
@@ -107,6 +101,18 @@ def open_file(storage: Storage, *, replay_log: bool = True) -> OpenFile:
     )
 
 
+def log_pending(entries: list[Entry], log_offset: int) -> LogPendingError:
+    """Return what a caller gets who refused to have the log replayed."""
+    return LogPendingError(
+        f"{count_of(entries)} must be replayed first, and that was refused; "
+        'log="auto" replays in memory and changes no file',
+        "LOG-PENDING",
+        "log",
+        log_offset,
+        "2.3.3",
+    )
+
+
 def read_identifier(storage: Storage) -> str:
     """Return the creator; raise `NotVHDXError` for a file that is something else."""
     head = storage.read_at(HEAD_SIZE, 0)
@@ -130,7 +136,7 @@ def read_identifier(storage: Storage) -> str:
 
 def has_a_right_header(storage: Storage) -> bool:
     """Return whether this was a VHDX file, whatever its first bytes say."""
-    return any(is_valid_header(data) for data in _header_copies(storage))
+    return any(is_valid_header(data) for data in header_copies(storage))
 
 
 def _what_it_is(storage: Storage, head: bytes, size: int) -> str:
@@ -145,12 +151,12 @@ def _what_it_is(storage: Storage, head: bytes, size: int) -> str:
 
 def read_headers(storage: Storage) -> CurrentHeader:
     """Return the current header."""
-    return choose_header(_header_copies(storage), storage.size())
+    return choose_header(header_copies(storage), storage.size())
 
 
 def header_copies_contradict(storage: Storage) -> bool:
     """Return whether both headers are right, have the same sequence number, and are not the same."""
-    first, second = _header_copies(storage)
+    first, second = header_copies(storage)
     return (
         first != second
         and is_valid_header(first)
@@ -159,7 +165,8 @@ def header_copies_contradict(storage: Storage) -> bool:
     )
 
 
-def _header_copies(storage: Storage) -> tuple[bytes, bytes]:
+def header_copies(storage: Storage) -> tuple[bytes, bytes]:
+    """Return the 4096 bytes of both headers, right or not."""
     first, second = (storage.read_at(c.HEADER_SIZE, offset) for offset in c.HEADER_OFFSETS)
     return first, second
 

@@ -98,7 +98,14 @@ class Overlay:
         return self._below.allocated()
 
     def next_data(self, offset: int) -> tuple[int, int] | None:
-        return (offset, self._size) if offset < self._size else None
+        run = self._below.next_data(offset) if offset < self._below_size else None
+        if run is not None and run[0] >= self._below_size:
+            run = None
+        # A page may lie where the file below has a hole, or behind its end.
+        for at in self._page_offsets[bisect_right(self._page_offsets, offset - self._page_size) :]:
+            page = max(at, offset), at + self._page_size
+            return page if run is None or page[0] < run[0] else run
+        return run
 
     def close(self) -> None:
         self._below.close()
