@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from enum import IntEnum
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 from construct import Bytes, Int32ul, Int64ul
 
@@ -18,6 +17,7 @@ from pyvhdx.format.record import Guid, Record, on_disk, record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from uuid import UUID
 
     from pyvhdx._types import Buffer
 
@@ -94,9 +94,7 @@ class UndoRange(Record):
 
     def is_right(self, data: Buffer) -> bool:
         """Return whether the checksum is that of this structure and *data*."""
-        return (
-            self.signature == b"keep" and crc_of_rest(data, crc_of_start(self.build())) == self.checksum
-        )
+        return self.signature == b"keep" and crc_of_rest(data, crc_of_start(self.build())) == self.checksum
 
 
 def undoing_mark(guid_before: UUID) -> bytes:

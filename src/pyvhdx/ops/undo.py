@@ -8,17 +8,18 @@ headers come back last, one after the other.  Cut short at any moment, it is sim
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from pyvhdx.chain import open_storage, options_of
 from pyvhdx.errors import RequestError
 from pyvhdx.format.constants import HEADER_OFFSETS, HEADER_SIZE
 from pyvhdx.format.header import Header, is_valid_header
 from pyvhdx.format.undo import HEADER_SIZE as UNDO_HEADER_SIZE
 from pyvhdx.format.undo import UndoHeader, UndoRange, UndoState, is_undo_header, pack_guids, undoing_mark
-from pyvhdx.storage import LocalFile, open_file_object, open_local
-from pyvhdx.storage.locks import READER, WRITER
+from pyvhdx.storage import new_file, open_file_object, open_local
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,11 +65,13 @@ def undo_repair(
     in use; `OSError`.  Nothing is changed then.
     """
     with contextlib.ExitStack() as opened:
-        kept = opened.enter_context(contextlib.closing(_open_undo(undo, write=False)))
+        kept = opened.enter_context(contextlib.closing(UndoPlace(source, undo).open(write=False)))
         header = read_undo(kept)
         if header is None:
             raise RequestError(f"{kept.name} is no undo file of a repair, or is damaged")
-        image = opened.enter_context(contextlib.closing(open_storage(source, write=True, lock=lock)))
+        image = opened.enter_context(
+            contextlib.closing(open_storage(source, options_of(lock=lock, write=True)))
+        )
         if not belongs(image, header):
             raise RequestError(
                 f"{image.name} is not as the repair left it: it is another image than that of {kept.name}, or "
@@ -81,45 +84,101 @@ def undo_repair(
     return report
 
 
-def open_storage(source: Source, *, write: bool, lock: bool) -> Storage:
-    """Open an image of which nothing is expected yet, with the locks that an open for this use takes."""
-    use = None if not lock else WRITER if write else READER
-    if isinstance(source, (str, os.PathLike)):
-        return open_local(source, write=write, use=use)
-    storage = open_file_object(source, write=write)
-    if use is not None and isinstance(storage, LocalFile):
-        try:
-            storage.lock(use)
-        except BaseException:
-            storage.close()
-            raise
-    return storage
+class UndoPlace:
+    """Where the undo file of a repair is, or will be: a path, or a file object of the caller."""
+
+    def __init__(self, source: Source, undo: Source | None) -> None:
+        self._place: Any = undo
+        if undo is None and isinstance(source, (str, os.PathLike)):
+            self._place = os.fsdecode(source) + ".undo"
+        self._header: UndoHeader | None = None
+
+    @property
+    def name(self) -> str:
+        return os.fsdecode(self._place) if self._is_path else getattr(self._place, "name", "<undo>")
+
+    @property
+    def _is_path(self) -> bool:
+        return isinstance(self._place, (str, os.PathLike))
+
+    def open(self, *, write: bool) -> Storage:
+        """Open the undo file that is there."""
+        if self._is_path:
+            return open_local(self._place, write=write, devices=False)
+        return open_file_object(self._place, write=write)
+
+    def undo_unfinished(self, image: Storage, *, sync: bool, forget: bool = True) -> None:
+        """Undo a repair of *image* that was cut short, and give its undo file up unless told not to."""
+        if self._place is None or (self._is_path and not os.path.exists(self._place)):
+            return
+        with contextlib.closing(self.open(write=forget and not self._is_path)) as kept:
+            header = read_undo(kept)
+            if header is None or header.state != UndoState.READY or not belongs(image, header):
+                return
+            restore(image, kept, header, sync=sync)
+            if forget and not self._is_path:
+                kept.truncate(0)
+                kept.flush()
+        if forget and self._is_path:
+            os.unlink(self._place)
+
+    def fill(self, image: Storage, ranges: list[tuple[int, int]], guids: list[UUID]) -> None:
+        """Keep what *image* holds in *ranges*, before a repair that gives it the FileWriteGuids *guids*."""
+        if self._place is None:
+            raise RequestError(
+                "the image has no path; say where the undo file is to be (undo=), or undo=False"
+            )
+        if self._is_path:
+            if os.path.lexists(self._place):
+                raise FileExistsError(
+                    errno.EEXIST,
+                    "it exists, and is not overwritten; remove it, or name another undo file",
+                    self.name,
+                )
+            with new_file(self._place) as file:
+                self._header = write_undo(file, image, ranges, guids)
+            return
+        with contextlib.closing(self.open(write=True)) as kept:
+            if not _is_unused(kept):
+                raise FileExistsError(
+                    errno.EEXIST, "the undo file is not empty, and is not overwritten", self.name
+                )
+            kept.truncate(0)
+            self._header = write_undo(kept, image, ranges, guids)
+
+    def finish(self) -> None:
+        """Let the undo file say that its repair is done."""
+        assert self._header is not None
+        with contextlib.closing(self.open(write=True)) as kept:
+            kept.write_at(replace(self._header, state=UndoState.FINISHED).sealed(), 0)
+            kept.flush()
 
 
-def _open_undo(undo: Source, *, write: bool) -> Storage:
-    if isinstance(undo, (str, os.PathLike)):
-        return open_local(undo, write=write, devices=False)
-    return open_file_object(undo, write=write)
+def _is_unused(kept: Storage) -> bool:
+    """Return whether a file object is empty, or holds what was begun before anything happened to the image."""
+    header = read_header(kept)
+    if header is not None:
+        return header.state == UndoState.INCOMPLETE
+    return kept.size() <= UNDO_HEADER_SIZE and not any(kept.read_at(UNDO_HEADER_SIZE, 0))
 
 
-def write_undo(
-    kept: Storage, image: Storage, ranges: list[tuple[int, int]], before: UUID, after: list[UUID]
-) -> None:
-    """
-    Fill an empty storage with what *image* holds in *ranges*, start and end of each; it is durable then.
-
-    *before* is the FileWriteGuid of the image, *after* are those that the repair gives it in turn.
-    """
-    pieces = [(at, min(_PIECE, end - at)) for start, end in ranges for at in range(start, end, _PIECE)]
-    guids = [header.file_write_guid for header in _valid_headers(image)]
+def write_undo(kept: Storage, image: Storage, ranges: list[tuple[int, int]], guids: list[UUID]) -> UndoHeader:
+    """Fill an empty storage, see `UndoPlace.fill`; all of it is durable when this returns."""
+    headers = [(offset, offset + HEADER_SIZE) for offset in HEADER_OFFSETS]
+    pieces = [
+        (at, min(_PIECE, end - at)) for start, end in [*headers, *ranges] for at in range(start, end, _PIECE)
+    ]
+    before = _current_guid(image)
+    assert before is not None
+    found = [header.file_write_guid for header in _valid_headers(image)]
     header = UndoHeader(
         state=UndoState.INCOMPLETE,
         image_size=image.size(),
         body_length=sum(_RANGE_SIZE + length for _, length in pieces),
         range_count=len(pieces),
         guid_before=before,
-        guid_after=after[-1],
-        guids=pack_guids(dict.fromkeys([before, *guids, *after])),
+        guid_after=guids[-1],
+        guids=pack_guids(dict.fromkeys([before, *found, *guids])),
     )
     kept.write_at(header.sealed(), 0)
     kept.flush()
@@ -129,13 +188,10 @@ def write_undo(
         kept.write_at(UndoRange(offset=offset, length=len(data)).sealed_over(data) + data, at)
         at += _RANGE_SIZE + len(data)
     kept.flush()
-    set_state(kept, header, UndoState.READY)
-
-
-def set_state(kept: Storage, header: UndoHeader, state: UndoState) -> None:
-    """Let the undo file say how far the repair is; durable when this returns."""
-    kept.write_at(replace(header, state=state).sealed(), 0)
+    header = replace(header, state=UndoState.READY)
+    kept.write_at(header.sealed(), 0)
     kept.flush()
+    return header
 
 
 def read_header(kept: Storage) -> UndoHeader | None:
@@ -153,7 +209,11 @@ def read_undo(kept: Storage) -> UndoHeader | None:
         return None
     count = 0
     for part, data in _ranges(kept, header):
-        if len(data) < part.length or part.offset + part.length > header.image_size or not part.is_right(data):
+        if (
+            len(data) < part.length
+            or part.offset + part.length > header.image_size
+            or not part.is_right(data)
+        ):
             return None
         count += 1
     return header if count == header.range_count else None
@@ -161,12 +221,13 @@ def read_undo(kept: Storage) -> UndoHeader | None:
 
 def belongs(image: Storage, header: UndoHeader) -> bool:
     """Return whether the image is the one of the undo file, and nobody but the repair changed it."""
+    if image.size() < header.image_size:
+        return False
     mark = undoing_mark(header.guid_before)
     if any(image.read_at(len(mark), offset) == mark for offset in HEADER_OFFSETS):
         return True
-    valid = _valid_headers(image)
-    # The first one of two with the same number, as everywhere.
-    return bool(valid) and header.accepts(max(valid, key=lambda one: one.sequence_number).file_write_guid)
+    guid = _current_guid(image)
+    return guid is not None and header.accepts(guid)
 
 
 def restore(
@@ -198,8 +259,8 @@ def restore(
     image.truncate(header.image_size)
     barrier()
     # A valid one first: from then on there always is one.
-    for offset, data in sorted(slots.items(), key=lambda slot: not is_valid_header(bytes(slot[1]))):
-        image.write_at(bytes(data), offset)
+    for offset, slot in sorted(slots.items(), key=lambda one: not is_valid_header(bytes(one[1]))):
+        image.write_at(slot, offset)
         barrier()
     return header.body_length - _RANGE_SIZE * header.range_count
 
@@ -226,6 +287,12 @@ def _ranges(kept: Storage, header: UndoHeader) -> Iterator[tuple[UndoRange, byte
         if not data:
             return
         at += _RANGE_SIZE + len(data)
+
+
+def _current_guid(image: Storage) -> UUID | None:
+    """Return the FileWriteGuid of the current header, the first of two with the same number."""
+    valid = _valid_headers(image)
+    return max(valid, key=lambda one: one.sequence_number).file_write_guid if valid else None
 
 
 def _valid_headers(image: Storage) -> list[Header]:

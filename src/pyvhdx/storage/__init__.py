@@ -6,6 +6,7 @@ lock, `Overlay` shows a file as it will be once its log has been replayed, `Dura
 of a file that is written, and `Rehearsal` tries changes before they are carried out.
 """
 
+from pyvhdx.storage.behind import file_behind
 from pyvhdx.storage.durable import Durable
 from pyvhdx.storage.file_object import (
     FileObject,
@@ -34,6 +35,7 @@ __all__ = [
     "Wrapper",
     "can_read",
     "can_seek",
+    "file_behind",
     "is_appending",
     "new_file",
     "open_file_object",

@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right, insort
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from pyvhdx._types import Buffer, Progress
     from pyvhdx.storage.protocol import Storage
@@ -41,10 +41,10 @@ class Rehearsal:
 
     def __init__(self, below: Storage) -> None:
         self.name = below.name
+        self.below = below
         self.changes: list[Change] = []
-        self._below = below
         self._below_end = self._size = self._original_size = below.size()
-        self._scratch = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)
+        self._scratch = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - closed with this
         self._scratch_end = 0
         self._pages: dict[int, int] = {}  # page number -> where its content stands in the scratch file
         self._sorted: list[int] | None = []
@@ -60,7 +60,7 @@ class Rehearsal:
     def read_into(self, buffer: memoryview, offset: int) -> int:
         size = max(0, min(len(buffer), self._size - offset))
         inside = max(0, min(size, self._below_end - offset))
-        done = self._below.read_into(buffer[:inside], offset) if inside else 0
+        done = self.below.read_into(buffer[:inside], offset) if inside else 0
         if done < inside:  # someone else made it shorter: what is lost is not zeros
             size = done
         buffer[done:size] = bytes(size - done)
@@ -69,7 +69,7 @@ class Rehearsal:
         for target, length, source in self._copies[first : bisect_left(self._copies, (end, 0, 0))]:
             start, stop = max(target, offset), min(target + length, end)
             if start < stop:
-                self._below.read_into(buffer[start - offset : stop - offset], source + start - target)
+                self.below.read_into(buffer[start - offset : stop - offset], source + start - target)
         for number in self._pages_in(offset, end):
             start, stop = max(number * _PAGE, offset), min((number + 1) * _PAGE, end)
             data = self._scratched(self._pages[number] + start - number * _PAGE, stop - start)
@@ -119,13 +119,13 @@ class Rehearsal:
         return self._size
 
     def allocated(self) -> int:
-        return self._below.allocated()
+        return self.below.allocated()
 
     def next_data(self, offset: int) -> tuple[int, int] | None:
         if offset >= self._size:
             return None
         runs = []
-        if offset < self._below_end and (run := self._below.next_data(offset)) and run[0] < self._below_end:
+        if offset < self._below_end and (run := self.below.next_data(offset)) and run[0] < self._below_end:
             runs.append((run[0], min(run[1], self._below_end)))
         pages = self._in_order()
         at = bisect_right(pages, offset // _PAGE - 1)
@@ -158,10 +158,10 @@ class Rehearsal:
                 merged.append((start, end))
         return merged
 
-    def written_at(self, offset: int, length: int) -> Iterator[bytes]:
-        """Yield what is written to exactly this range, in order."""
+    def written_at(self, offsets: Collection[int], length: int) -> Iterator[bytes]:
+        """Yield what is written to a range of *length* bytes at one of *offsets*, in order."""
         for change in self.changes:
-            if change.kind == "write" and (change.offset, change.length) == (offset, length):
+            if change.kind == "write" and change.length == length and change.offset in offsets:
                 yield self._scratched(change.source, length)
 
     def carry_out(self, storage: Storage, *, sync: bool, progress: Progress | None = None) -> None:

@@ -60,25 +60,27 @@ class Slot(Enum):
 
 
 class Place(NamedTuple):
-    """An entry that is not 0: *number* is that of the block or the chunk."""
+    """An entry that is not 0, at *position* of the table: *number* is that of the block or the chunk."""
 
     slot: Slot
     number: int
-    index: int
+    position: int
     entry: int
 
 
 class Copy(NamedTuple):
-    """What gets a copy of its own at the end of the file."""
+    """What gets a copy of its own at the end of the file; *position* is that of its entry."""
 
-    index: int
+    position: int
     source: int
     length: int
     room: int
     state: int
 
 
-def walk(storage: Storage, region: RegionTableEntry, geometry: Geometry, *, differencing: bool) -> Iterator[Place]:
+def walk(
+    storage: Storage, region: RegionTableEntry, geometry: Geometry, *, differencing: bool
+) -> Iterator[Place]:
     """Yield every entry of the region that is not 0, in order."""
     ratio, blocks = geometry.chunk_ratio, geometry.block_count
     needed = geometry.entries_needed(differencing=differencing)
@@ -181,9 +183,9 @@ class BlockPlan:
             else:
                 self._slot(index)
         self._check_bitmap_is_there(open_chunk)
-        for slot, number, index, entry in self._walk():
+        for slot, _, index, entry in self._walk():
             if slot is Slot.BLOCK and entry & STATE_MASK in _ANCHORS:
-                self._anchor(number, index, entry)
+                self._anchor(index, entry)
         if self._doomed:
             self._drop_holders()
         for wish in self._wishes:
@@ -197,7 +199,7 @@ class BlockPlan:
     def give_places(self, at: int) -> None:
         """Give the copies their places, one behind the other from file offset *at* on."""
         for copy in self.copies:
-            self.table.set(copy.index, at | copy.state)
+            self.table.set(copy.position, at | copy.state)
             at += copy.room
 
     def give_up_copies(self) -> None:
@@ -205,7 +207,7 @@ class BlockPlan:
         for copy in self.copies:
             self._plan.take_back(
                 "BAT-OVERLAP",
-                self._place_of(copy.index),
+                self._place_of(copy.position),
                 "a copy needs room at the end of the file; decide about the blocks behind its end first (BAT-RANGE)",
             )
         self.copies.clear()
@@ -269,7 +271,10 @@ class BlockPlan:
                 plan.note("BAT-RANGE", at, f"the file was made longer; the block keeps {kept} bytes")
                 plan.is_visible = True
                 plan.lose(
-                    "BAT-RANGE", (block << geometry.block_shift) + kept, used - kept, "it lay behind the end of the file"
+                    "BAT-RANGE",
+                    (block << geometry.block_shift) + kept,
+                    used - kept,
+                    "it lay behind the end of the file",
                 )
                 self._claim(index, entry, size)
             else:
@@ -294,7 +299,9 @@ class BlockPlan:
             plan.note("BAT-STATE", at, "it is UNMAPPED now, as a draft of the format meant it")
             return
         else:
-            choice = plan.choose("BAT-STATE", at, ("present", "zero", "absent") if fits else ("zero", "absent"))
+            choice = plan.choose(
+                "BAT-STATE", at, ("present", "zero", "absent") if fits else ("zero", "absent")
+            )
         if choice == "present":
             self._claim(index, place | _FULL, self.geometry.block_size)
             plan.is_visible = True
@@ -333,7 +340,7 @@ class BlockPlan:
         first, count = place // ALIGNMENT, geometry.block_size // ALIGNMENT
         units = range(first, min(first + count, self._taken.units))
         of_structure = not self._structures.is_free(first, len(units))
-        possible = ("copy", "first", "second", "zero")
+        possible: tuple[str, ...] = ("copy", "first", "second", "zero")
         if of_structure or any(unit in self._bitmap_units for unit in units):
             possible = ("copy", "first")
         choice = self._choose_overlap(at, possible)
@@ -375,7 +382,7 @@ class BlockPlan:
             if any(unit in self._doomed for unit in range(first, first + count)):
                 self._settle(block, index, "zero", "BAT-OVERLAP")
 
-    def _anchor(self, block: int, index: int, entry: int) -> None:
+    def _anchor(self, index: int, entry: int) -> None:
         """Plan a block without content that kept its space; it gives way to everything else."""
         place = entry & OFFSET_MASK
         if not place:
@@ -449,7 +456,9 @@ class BlockPlan:
             }[choice]
             self._plan.lose(code, block << geometry.block_shift, geometry.used_length(block), why)
         self._plan.is_visible = True
-        self._plan.note(code, at, f"its partial blocks are {'FULLY_PRESENT' if choice == 'present' else choice.upper()}")
+        self._plan.note(
+            code, at, f"its partial blocks are {'FULLY_PRESENT' if choice == 'present' else choice.upper()}"
+        )
         self._partial.clear()
         self.table.set(index, 0)
         return True

@@ -61,8 +61,11 @@ def plan_locator(
             wanted[form.LINKAGE] = form.format_linkage(linkage)
             plan.is_visible = True
             plan.lose(
-                "PARENT-MISMATCH", None, 0, "the name of the parent that the child was made from; what is read "
-                "through the child may be a mixture now"
+                "PARENT-MISMATCH",
+                None,
+                0,
+                "the name of the parent that the child was made from; what is read "
+                "through the child may be a mixture now",
             )
     is_the_one = parent is not None and parent.data_write_guid == linkage
     if parent is not None and is_the_one:

@@ -11,7 +11,7 @@ from pyvhdx.errors import RequestError
 
 # For each code the choices and what each of them does, the safest first.
 CHOICES: dict[str, dict[str, str]] = {
-    "IDENTIFIER": {"rewrite": "the signature is written, though a header or the region tables are damaged too"},
+    "IDENTIFIER": {"rewrite": "the signature is written, though no region table is right"},
     "HEADER-TIE": {"first": "the first header counts", "second": "the second header counts"},
     "HEADER-GUID": {"new": "the file gets a new DataWriteGuid; children that name the zero one lose it"},
     "LOG-NO-SEQUENCE": {"drop": "the log is given up, with all that stands in it and nowhere else"},
@@ -81,12 +81,13 @@ class Loss:
 class Choices:
     """What the caller decided, by code, or by code and file offset."""
 
-    def __init__(self, choices: Mapping[Any, str] | None) -> None:
+    def __init__(self, choices: Any) -> None:
         self._chosen: dict[tuple[str, int | None], str] = {}
         self._unused: set[tuple[str, int]] = set()
         if choices is not None and not isinstance(choices, Mapping):
             raise RequestError(f"choices is {choices!r}, and must be a mapping")
-        for key, choice in (choices or {}).items():
+        given: dict[Any, Any] = dict(choices or {})
+        for key, choice in given.items():
             code, offset = key if isinstance(key, tuple) and len(key) == 2 else (key, None)
             if not isinstance(code, str) or not (offset is None or isinstance(offset, int)):
                 raise RequestError(f"{key!r} is neither a code nor a pair of a code and an offset")
@@ -101,8 +102,9 @@ class Choices:
             if offset is not None:
                 self._unused.add((code, offset))
 
-    def __bool__(self) -> bool:
-        return bool(self._chosen)
+    def has(self, code: str) -> bool:
+        """Return whether anything was chosen for a code."""
+        return any(chosen == code for chosen, _ in self._chosen)
 
     def for_place(self, code: str, offset: int) -> str | None:
         """Return the choice for a finding; one for its place goes before one for its code."""

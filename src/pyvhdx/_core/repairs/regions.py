@@ -9,7 +9,13 @@ from pyvhdx._core.metadata import read_metadata
 from pyvhdx._core.regions import Span, read_regions, region_name
 from pyvhdx.errors import ImageError
 from pyvhdx.format.checksum import seal
-from pyvhdx.format.constants import BAT_ENTRY_SIZE, BAT_REGION, MAX_FILE_SIZE, METADATA_REGION, REGION_TABLE_OFFSETS
+from pyvhdx.format.constants import (
+    BAT_ENTRY_SIZE,
+    BAT_REGION,
+    MAX_FILE_SIZE,
+    METADATA_REGION,
+    REGION_TABLE_OFFSETS,
+)
 from pyvhdx.format.region import RegionTableEntry, RegionTableHeader, is_valid_region_table
 
 if TYPE_CHECKING:
@@ -61,9 +67,7 @@ def plan_regions(copies: tuple[bytes, bytes], read: ReadAt, file_size: int, plan
         )
     wanted = _cleaned(copies[number], len(regions.entries))
     edits = [
-        (offset, wanted)
-        for offset, data in zip(REGION_TABLE_OFFSETS, copies, strict=True)
-        if data != wanted
+        (offset, wanted) for offset, data in zip(REGION_TABLE_OFFSETS, copies, strict=True) if data != wanted
     ]
     return RegionPlan(
         regions.bat,

@@ -15,7 +15,6 @@ from pyvhdx._core.layout import MAX_LOG_SIZE
 from pyvhdx._core.log_reader import Ring, read_log
 from pyvhdx._core.metadata import read_metadata
 from pyvhdx._core.opening import header_copies, log_span
-from pyvhdx._core.regions import Span
 from pyvhdx._core.repairs.bitmaps import plan_bitmaps
 from pyvhdx._core.repairs.blocks import BlockPlan, fixed_size, traces_in
 from pyvhdx._core.repairs.locator import plan_locator
@@ -25,12 +24,12 @@ from pyvhdx._core.repairs.regions import plan_regions
 from pyvhdx.errors import ImageError
 from pyvhdx.format import constants as c
 from pyvhdx.format.header import Header, is_valid_header
-from pyvhdx.format.region import is_valid_region_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyvhdx._core.metadata import Metadata
+    from pyvhdx._core.regions import Span
     from pyvhdx._core.repairs.locator import KnownParent
     from pyvhdx._core.repairs.plan import Plan
     from pyvhdx._core.repairs.regions import RegionPlan
@@ -182,7 +181,7 @@ class FileRepair:
         storage, plan = self._storage, self._plan
         first, second = (storage.read_at(c.REGION_TABLE_SIZE, at) for at in c.REGION_TABLE_OFFSETS)
         regions = plan_regions((first, second), storage.read_at, storage.size(), plan)
-        rewrites_signature = self._signature_can_be_written()
+        rewrites_signature = self._signature_can_be_written(regions)
         blocks = table = None
         if regions is not None:
             table = MetadataPlan(regions.metadata, storage.read_at, plan)
@@ -200,14 +199,11 @@ class FileRepair:
                     blocks = self._plan_blocks(mender.header, regions, table, metadata, traces, has_locator)
         self._carry_out(mender, regions, table, blocks, rewrites_signature=rewrites_signature)
 
-    def _signature_can_be_written(self) -> bool:
+    def _signature_can_be_written(self, regions: RegionPlan | None) -> bool:
         if self._storage.read_at(8, 0) == c.IDENTIFIER_SIGNATURE:
             return False
-        headers = [finding for finding in self._findings if finding.code in ("HEADER-COPY", "HEADER-NONE")]
-        tables = [self._storage.read_at(c.REGION_TABLE_SIZE, at) for at in c.REGION_TABLE_OFFSETS]
-        if not headers and any(map(is_valid_region_table, tables)):
-            return True
-        return self._plan.choose("IDENTIFIER", 0) == "rewrite"
+        # A right header and regions that lie as they should: nothing else looks like that.
+        return regions is not None or self._plan.choose("IDENTIFIER", 0) == "rewrite"
 
     def _metadata_of(self, regions: RegionPlan) -> Metadata | None:
         try:
@@ -304,7 +300,7 @@ class FileRepair:
             mender.write(part)
         if blocks is not None:
             for copy in blocks.copies:
-                mender.copy(copy.source, blocks.table.get(copy.index) & c.OFFSET_MASK, copy.length)
+                mender.copy(copy.source, blocks.table.get(copy.position) & c.OFFSET_MASK, copy.length)
             mender.write(blocks.table.edits())
             mender.write(bits)
 
