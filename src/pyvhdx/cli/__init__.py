@@ -2,7 +2,7 @@
 The command ``pyvhdx``: one module for each sub-command.
 
 Exit status: 0 done, 1 failed, 2 wrong use, 4 locked, 5 parent missing or wrong, 6 log pending and
-refused, 130 interrupted.
+refused, 130 interrupted.  `check` has its own, as qemu-img's has.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from pyvhdx._version import __version__
-from pyvhdx.cli import convert, create, dump, info, map, meta, read, trim, write
+from pyvhdx.cli import check, convert, create, dump, info, map, meta, read, trim, write
 from pyvhdx.cli.common import printable
 from pyvhdx.errors import LockedError, LogPendingError, ParentError, RequestError, VHDXError
 from pyvhdx.storage.locks import WITHOUT_LOCKS
@@ -27,7 +27,7 @@ from pyvhdx.storage.locks import WITHOUT_LOCKS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_COMMANDS = (create, info, map, read, write, trim, meta, convert, dump)
+_COMMANDS = (create, info, check, map, read, write, trim, meta, convert, dump)
 
 # What sentences about a parameter begin with.
 _PARAMETER = re.compile(
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", UserWarning)
             warnings.simplefilter("always", RuntimeWarning)
             warnings.showwarning = _show_warning
-            parsed.run(parsed)
+            status: int | None = parsed.run(parsed)
             sys.stdout.flush()
     except BrokenPipeError:
         # The reader has enough; Python must not complain when it flushes at its end.
@@ -76,8 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except (VHDXError, OSError) as error:
         print(f"pyvhdx: error: {printable(_sentence(error, parsed))}", file=sys.stderr)
-        return next(status for kind, status in _STATUS if isinstance(error, kind))
-    return 0
+        if hasattr(parsed, "failed"):  # other numbers mean something else there
+            return int(parsed.failed)
+        return next(number for kind, number in _STATUS if isinstance(error, kind))
+    return status or 0
 
 
 class _ClosedOutput(io.TextIOBase):
@@ -101,14 +103,15 @@ def _replace_closed_streams() -> None:
 
 def _take_late(parser: argparse.ArgumentParser, parsed: argparse.Namespace, rest: list[str]) -> None:
     """Take optional arguments that stand behind an option, where argparse no longer looks for them."""
+    wrong_use = getattr(parsed, "parser", parser).error
     for name, kind in getattr(parsed, "late", {}).items():
         if rest and not rest[0].startswith("-") and getattr(parsed, name) is None:
             try:
                 setattr(parsed, name, kind(rest.pop(0)))
             except argparse.ArgumentTypeError as error:
-                parser.error(f"argument {name}: {error}")
+                wrong_use(f"argument {name}: {error}")
     if rest:
-        parser.error(f"unrecognized arguments: {printable(' '.join(rest))}")
+        wrong_use(f"unrecognized arguments: {printable(' '.join(rest))}")
 
 
 def _sentence(error: BaseException, parsed: argparse.Namespace) -> str:
