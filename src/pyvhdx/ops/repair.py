@@ -38,11 +38,16 @@ if TYPE_CHECKING:
 
 _NOTE = "note"
 _MENDED = "mended from what is still good"
-_HOPELESS = {
+_NAME_THE_PARENT = "name the parent for it (parent=, --parent)"
+_REASONS = {
     "HEADER-NONE": "nothing says where the log lies; salvage gets out what can be read",
     "REGION-NONE": "nothing says where BAT and metadata lie; salvage gets out what can be read",
     "METADATA-SIGNATURE": "nothing says what disk this is; salvage gets out what can be read",
     "METADATA-MISSING": "nothing makes up for the item; salvage takes it as an option",
+    "LOCATOR-PATH": _NAME_THE_PARENT,
+    "LOCATOR-STRING": _NAME_THE_PARENT,
+    "LOCATOR-KEY": _NAME_THE_PARENT,
+    "PARENT-NOT-FOUND": _NAME_THE_PARENT,
 }
 _ABOUT_THE_PARENT = ("PARENT-MISMATCH", "LOCATOR-LINKAGE")
 
@@ -244,9 +249,9 @@ class _Work:
         offers = self._plan.offers.get(key, ())
         if finding.code == "BAT-SHIFT":  # the same entry as an overlap
             offers = self._plan.offers.get(("BAT-OVERLAP", finding.offset), ())
-        reason = self._plan.reasons.get(key, _HOPELESS.get(finding.code, ""))
+        reason = self._plan.reasons.get(key, _REASONS.get(finding.code, ""))
         if finding.code in _ABOUT_THE_PARENT and not offers:
-            offers, reason = ("relink",), "the parent must be named for it (parent=, --parent)"
+            offers, reason = ("relink",), _NAME_THE_PARENT
         return Remaining(finding, offers, reason)
 
 

@@ -20,6 +20,8 @@ from pyvhdx.format.constants import (
     ALIGNMENT,
     BAT_ENTRY_SIZE,
     HEADER_SECTION_SIZE,
+    LOG_ENTRY_SIGNATURE,
+    LOG_SECTOR_SIZE,
     MAX_FILE_SIZE,
     OFFSET_MASK,
     RESERVED_MASK,
@@ -48,6 +50,7 @@ _ANCHORS = (int(PayloadState.UNDEFINED), int(PayloadState.UNMAPPED))
 _WITHOUT_PLACE = (_NOT_PRESENT, _ZERO)
 _PRESENT = int(BitmapState.PRESENT)
 _STATE_OF = {"zero": _ZERO, "absent": _NOT_PRESENT, "present": _FULL}
+_PIECE = 1 << 20
 _WORDS = {"zero": "it is ZERO now", "absent": "it is NOT_PRESENT now", "present": "it is FULLY_PRESENT now"}
 
 
@@ -118,7 +121,8 @@ class BlockPlan:
 
     `size` is how long the file becomes for the blocks it has, and `limit` where it must not grow beyond.
     *log* is the place of the empty log, None where that cannot be used anyway; `log_is_free` tells whether
-    nothing lies on it.  *traces* are those of a child, with its locator, in a file without HasParent.
+    no block lies on it.  Where one does and entries stand there, its bytes may be the log's: then
+    `log_is_disputed`, and nothing may be logged until that is decided.  *traces* are those of a child, with its locator, in a file without HasParent.
     """
 
     def __init__(
@@ -146,8 +150,12 @@ class BlockPlan:
         self._file_size = storage.size()
         self.table = EditedTable(storage.read_at, region.file_offset)
         self.size = self._file_size
-        self.limit = MAX_FILE_SIZE if can_grow else self._file_size
+        needed = geometry.entries_needed(differencing=differencing) * BAT_ENTRY_SIZE
+        # A table that the end of the file cuts is not to go on with zeros either.
+        is_whole = region.file_offset + needed <= self._file_size
+        self.limit = MAX_FILE_SIZE if can_grow and is_whole else self._file_size
         self.log_is_free = True
+        self.log_is_disputed = False
         self.copies: list[Copy] = []
         self.undecided_bitmaps: set[int] = set()
         self._taken = Occupancy(self._file_size)
@@ -327,11 +335,26 @@ class BlockPlan:
         inside = min(first + count, self._taken.units) - first
         if not self._taken.is_free(first, max(1, inside)):
             return False
+        log = self._log
+        if log is not None and place < log.end and log.start < place + size:
+            if self._holds_entries(max(place, log.start), min(place + size, log.end)):
+                return False
+            self.log_is_free = False  # it was never used here: it can go elsewhere
+            self._plan.is_visible = True
         self._taken.claim(first, count)
-        if self._log is not None and place < self._log.end and self._log.start < place + size:
-            self.log_is_free = False
         self.table.set(index, entry & ~RESERVED_MASK)
         return True
+
+    def _holds_entries(self, start: int, end: int) -> bool:
+        """Return whether a log entry begins in a range of the log."""
+        while start < end and (run := self._storage.next_data(start)) is not None and run[0] < end:
+            start = max(start, run[0] & -LOG_SECTOR_SIZE)
+            data = self._storage.read_at(min(_PIECE, end - start), start)
+            signatures = (data[at : at + 4] for at in range(0, len(data), LOG_SECTOR_SIZE))
+            if LOG_ENTRY_SIGNATURE in signatures:
+                return True
+            start += _PIECE
+        return False
 
     def _clash(self, block: int, index: int, entry: int) -> None:
         """Plan a block at a place that is taken."""
@@ -339,7 +362,9 @@ class BlockPlan:
         at, place = self._place_of(index), entry & OFFSET_MASK
         first, count = place // ALIGNMENT, geometry.block_size // ALIGNMENT
         units = range(first, min(first + count, self._taken.units))
-        of_structure = not self._structures.is_free(first, len(units))
+        log = self._log
+        of_log = log is not None and place < log.end and log.start < place + geometry.block_size
+        of_structure = of_log or not self._structures.is_free(first, len(units))
         possible: tuple[str, ...] = ("copy", "first", "second", "zero")
         if of_structure or any(unit in self._bitmap_units for unit in units):
             possible = ("copy", "first")
@@ -348,6 +373,7 @@ class BlockPlan:
             self._clashed.claim(first, count)
             self._has_clash = True
         if choice is None:
+            self.log_is_disputed = self.log_is_disputed or of_log
             return
         if choice == "copy":
             length = min(geometry.block_size, self._file_size - place)

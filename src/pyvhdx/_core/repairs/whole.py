@@ -278,12 +278,13 @@ class FileRepair:
         log_is_usable = (blocks is None or blocks.log_is_free) and _can_hold_a_log(
             log_span(mender.header), regions.spans if regions is not None else [], storage.size()
         )
-        if log_is_usable or not (is_logged or self._codes & _OF_LOG_PLACE):
-            new_log = None
-        else:
+        new_log = None
+        is_disputed = blocks is not None and blocks.log_is_disputed
+        if not log_is_usable and not is_disputed and (is_logged or self._codes & _OF_LOG_PLACE):
             new_log = ends.take_log()
-            if new_log is None:  # without a log only the headers can be mended
-                edits, bits, blocks, is_logged = [], [], None, False
+        if is_disputed or not (log_is_usable or new_log is not None):
+            # Without a log only the headers can be mended.
+            edits, bits, blocks, is_logged = [], [], None, False
         if blocks is not None:
             ends.take_copies(blocks)
         changes = is_logged or new_log is not None or rewrites_signature or ends.end > storage.size()
@@ -296,11 +297,12 @@ class FileRepair:
         mender.grow(ends.end)
         if new_log is not None:
             mender.place_log(new_log)
-        for part in edits:
-            mender.write(part)
         if blocks is not None:
             for copy in blocks.copies:
                 mender.copy(copy.source, blocks.table.get(copy.position) & c.OFFSET_MASK, copy.length)
+        for part in edits:
+            mender.write(part)
+        if blocks is not None:
             mender.write(blocks.table.edits())
             mender.write(bits)
 
