@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 # Some readers refuse an entry with more descriptors than fit into its first sector.
 MAX_PAGES = 126
-_LAST_SEQUENCE_NUMBER = 2**64 - 2**32
+LAST_SEQUENCE_NUMBER = 2**64 - 2**32
 _ZEROS = bytes(1 << 20)
 
 
@@ -61,7 +61,7 @@ class LogWriter:
     """Headers and log of one open file; for one thread at a time."""
 
     def __init__(self, medium: Durable, header: Header, header_offset: int) -> None:
-        if header.sequence_number > _LAST_SEQUENCE_NUMBER:
+        if header.sequence_number > LAST_SEQUENCE_NUMBER:
             raise corrupt(
                 "HEADER-SEQUENCE",
                 "header",

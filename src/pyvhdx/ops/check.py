@@ -195,6 +195,8 @@ class _Members:
 
     def follow(self, image: VHDXImage, choice: ParentChoice) -> None:
         """Look at the parents of the first file, as far as they are found."""
+        if image.kind == "differencing" and PARENT_LOCATOR not in image.metadata:
+            return
         missing = None
         try:
             for _ in attach_parents(image, choice, self._options):

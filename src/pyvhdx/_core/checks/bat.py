@@ -584,8 +584,8 @@ class BatCheck:
             ("SPACE-ANCHORS", usage.anchored, "are kept by blocks without content"),
         ):
             if amount:
-                place = usage.end if code == "SPACE-SLACK" else table.offset
-                self._collector.found(code, place, f"{amount} bytes {what}")
+                place = {"SPACE-SLACK": usage.end, "SPACE-UNOWNED": self._map.first_free() << 20}
+                self._collector.found(code, place.get(code, table.offset), f"{amount} bytes {what}")
         return usage
 
     def _bad_block(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyvhdx._core.layout import MAX_LOG_SIZE
+from pyvhdx._core.log_writer import LAST_SEQUENCE_NUMBER
 from pyvhdx.format import constants as c
 from pyvhdx.format.header import Header, is_valid_header
 from pyvhdx.format.identifier import FileIdentifier
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 _SLOT = 64 * c.KIB
 _END_OF_TABLES = c.REGION_TABLE_OFFSETS[1] + c.REGION_TABLE_SIZE
-_HIGHEST_SEQUENCE = (1 << 64) - 2
 _MUST_AGREE = ("version", "log_version", "log_length", "log_offset", "data_write_guid")
 
 
@@ -59,7 +59,7 @@ def _check_identifier(slot: bytes, collector: Collector) -> None:
 
 def _check_current(known: Survey, header: Header, collector: Collector) -> None:
     at = known.header_offset
-    if header.sequence_number > _HIGHEST_SEQUENCE - 1:
+    if header.sequence_number > LAST_SEQUENCE_NUMBER:
         collector.found(
             "HEADER-SEQUENCE", at, f"the sequence number {header.sequence_number} leaves a writer no room"
         )

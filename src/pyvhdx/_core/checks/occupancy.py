@@ -94,6 +94,12 @@ class Occupancy:
         """Return how many units belong to something."""
         return int.from_bytes(self._map, "little").bit_count()
 
+    def first_free(self) -> int:
+        """Return the number of the first unit that belongs to nothing."""
+        at = next((at for at, byte in enumerate(self._map) if byte != 0xFF), len(self._map))
+        byte = self._map[at] if at < len(self._map) else 0
+        return 8 * at + (~byte & byte + 1).bit_length() - 1
+
     def end(self) -> int:
         """Return the number of units up to the last that belongs to something."""
         return int.from_bytes(self._map, "little").bit_length()
