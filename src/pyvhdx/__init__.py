@@ -1,6 +1,7 @@
 """Read, write and make Microsoft VHDX virtual disks in pure Python."""
 
 from pyvhdx._core.locator import ParentLocator
+from pyvhdx._core.repairs.plan import Loss
 from pyvhdx._core.trim import TrimMode
 from pyvhdx._version import __version__
 from pyvhdx.chain import is_vhdx, open
@@ -26,6 +27,8 @@ from pyvhdx.info import Extent, ImageInfo
 from pyvhdx.ops.check import CheckReport, check
 from pyvhdx.ops.convert import ConvertReport, convert
 from pyvhdx.ops.create import create
+from pyvhdx.ops.repair import Remaining, Repaired, RepairReport, repair
+from pyvhdx.ops.undo import UndoReport, undo_repair
 from pyvhdx.user_metadata import UserMetadata
 
 __all__ = [
@@ -39,15 +42,20 @@ __all__ = [
     "ImageInfo",
     "LockedError",
     "LogPendingError",
+    "Loss",
     "NotVHDXError",
     "ParentCycleError",
     "ParentError",
     "ParentLocator",
     "ParentMismatchError",
     "ParentNotFoundError",
+    "Remaining",
+    "RepairReport",
+    "Repaired",
     "RequestError",
     "StateError",
     "TrimMode",
+    "UndoReport",
     "UnsupportedImageError",
     "UserMetadata",
     "VHDXError",
@@ -58,4 +66,6 @@ __all__ = [
     "create",
     "is_vhdx",
     "open",
+    "repair",
+    "undo_repair",
 ]
