@@ -58,6 +58,11 @@ class UndoHeader(Record):
         """Return the 512 bytes that go to the file."""
         return seal(self.build().ljust(HEADER_SIZE, b"\0"))
 
+    @staticmethod
+    def begins(data: bytes) -> bool:
+        """Return whether *data*, less than a header, is the start of one."""
+        return data[:4] == b"undo"[: len(data)] and data[8:24] == _NAME[: max(0, len(data) - 8)]
+
     def accepts(self, guid: UUID) -> bool:
         """Return whether an image with this FileWriteGuid was changed by nobody but the repair."""
         return guid.bytes_le in (self.guids[at : at + 16] for at in range(0, len(self.guids), 16))

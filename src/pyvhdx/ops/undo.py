@@ -159,7 +159,9 @@ def _is_unused(kept: Storage) -> bool:
     header = read_header(kept)
     if header is not None:
         return header.state == UndoState.INCOMPLETE
-    return kept.size() <= UNDO_HEADER_SIZE and not any(kept.read_at(UNDO_HEADER_SIZE, 0))
+    start = kept.read_at(UNDO_HEADER_SIZE, 0)
+    is_cut = len(start) < UNDO_HEADER_SIZE and UndoHeader.begins(start)
+    return kept.size() <= UNDO_HEADER_SIZE and (is_cut or not any(start))
 
 
 def write_undo(kept: Storage, image: Storage, ranges: list[tuple[int, int]], guids: list[UUID]) -> UndoHeader:

@@ -119,7 +119,8 @@ class BlockPlan:
     """
     The plan for the BAT; `table` has the entries as they should be.
 
-    `size` is how long the file becomes for the blocks it has, and `limit` where it must not grow beyond.
+    `size` is how long the file becomes for the blocks it has, `limit` where it must not grow beyond, and
+    `limit_before` the same as long as the entries are as they were.
     *log* is the place of the empty log, None where that cannot be used anyway; `log_is_free` tells whether
     no block lies on it.  Where one does and entries stand there, its bytes may be the log's: then
     `log_is_disputed`, and nothing may be logged until that is decided.  *traces* are those of a child, with its locator, in a file without HasParent.
@@ -153,7 +154,7 @@ class BlockPlan:
         needed = geometry.entries_needed(differencing=differencing) * BAT_ENTRY_SIZE
         # A table that the end of the file cuts is not to go on with zeros either.
         is_whole = region.file_offset + needed <= self._file_size
-        self.limit = MAX_FILE_SIZE if can_grow and is_whole else self._file_size
+        self.limit = self.limit_before = MAX_FILE_SIZE if can_grow and is_whole else self._file_size
         self.log_is_free = True
         self.log_is_disputed = False
         self.copies: list[Copy] = []
@@ -271,6 +272,7 @@ class BlockPlan:
             starts_inside = place < self._file_size
             possible = ("extend", "zero", "absent") if starts_inside else ("zero", "absent")
             choice = plan.choose("BAT-RANGE", at, possible)
+            self.limit_before = min(self.limit_before, max(place, self._file_size))
             if choice is None:
                 self.limit = min(self.limit, max(place, self._file_size))
             elif choice == "extend":
@@ -431,13 +433,8 @@ class BlockPlan:
         state, place = entry & STATE_MASK, entry & OFFSET_MASK
         at = self._place_of(index)
         if state not in (_PRESENT, _PARTIAL):  # Microsoft's own implementation reads the state 7 as 6
-            if not self._partial:
+            if not self._partial or (not self._without_bitmap(chunk, index, at) and state == int(BitmapState.NOT_PRESENT)):
                 self.table.set(index, 0)
-            elif state == int(BitmapState.NOT_PRESENT):
-                if not self._without_bitmap(chunk, index, "BITMAP-ENTRY", at):
-                    self.table.set(index, 0)
-            else:
-                self._without_bitmap(chunk, index, "BITMAP-STATE", at)
             return
         inside = HEADER_SECTION_SIZE <= place <= self._file_size - SECTOR_BITMAP_SIZE
         if inside and self._claim(index, place | _PRESENT, SECTOR_BITMAP_SIZE):
@@ -445,7 +442,9 @@ class BlockPlan:
         elif not self._partial:
             self.table.set(index, 0)
         elif not inside or not self._structures.is_free(place // ALIGNMENT, 1):
-            decided = self._without_bitmap(chunk, index, "BITMAP-ENTRY", at)
+            if place > self._file_size - SECTOR_BITMAP_SIZE:
+                self.limit_before = min(self.limit_before, max(place, self._file_size))
+            decided = self._without_bitmap(chunk, index, at)
             if not decided and place > self._file_size - SECTOR_BITMAP_SIZE:
                 self.limit = min(self.limit, max(place, self._file_size))
         elif self._choose_overlap(at, ("copy",)) == "copy":
@@ -462,10 +461,11 @@ class BlockPlan:
         if chunk >= 0 and self._partial:
             index = self.geometry.bitmap_index(chunk)
             if not self.table.get(index):
-                self._without_bitmap(chunk, index, "BITMAP-ENTRY", self._place_of(index))
+                self._without_bitmap(chunk, index, self._place_of(index))
 
-    def _without_bitmap(self, chunk: int, index: int, code: str, at: int) -> bool:
+    def _without_bitmap(self, chunk: int, index: int, at: int) -> bool:
         """Let the partial blocks of a chunk whose bitmap is lost become what was chosen; return whether they did."""
+        code = "BITMAP-ENTRY"
         choice = self._plan.choose(code, at)
         if choice is None:
             self.undecided_bitmaps.add(chunk)

@@ -49,8 +49,8 @@ def plan_locator(
     pairs = dict(found or {})
     linkage = parse_linkage(pairs.get(form.LINKAGE, ""))
     wanted = _with_prefixes(pairs)
+    relink = None
     if parent is not None and parent.named:
-        relink = None
         if linkage is None:
             relink = plan.choose("LOCATOR-LINKAGE", place)
         elif parent.data_write_guid not in (linkage, parse_linkage(wanted.get(form.LINKAGE2, ""))):
@@ -69,7 +69,7 @@ def plan_locator(
             )
     is_the_one = parent is not None and parent.data_write_guid == linkage
     if parent is not None and is_the_one:
-        if {"LOCATOR-PATH", "PARENT-PATH"} & {code for code, _ in codes} or problems:
+        if relink or problems or {"LOCATOR-PATH", "PARENT-PATH"} & {code for code, _ in codes}:
             for key in _PATHS:
                 wanted.pop(key, None)
             wanted |= parent.paths

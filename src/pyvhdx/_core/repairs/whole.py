@@ -274,9 +274,10 @@ class FileRepair:
             # The entries of the blocks go first: bits of what is no partial block are nothing to a reader.
             bits = list(plan_bitmaps(storage, blocks.table, blocks.geometry, blocks.undecided_bitmaps))
         is_logged = any(edits) or bool(bits) or (blocks is not None and bool(blocks.table or blocks.copies))
-        ends = _Ends(storage.size(), regions, blocks)
+        log = log_span(mender.header)
+        ends = _Ends(storage.size(), regions, blocks, log)
         log_is_usable = (blocks is None or blocks.log_is_free) and _can_hold_a_log(
-            log_span(mender.header), regions.spans if regions is not None else [], storage.size()
+            log, regions.spans if regions is not None else [], storage.size()
         )
         new_log = None
         is_disputed = blocks is not None and blocks.log_is_disputed
@@ -285,6 +286,7 @@ class FileRepair:
         if is_disputed or not (log_is_usable or new_log is not None):
             # Without a log only the headers can be mended.
             edits, bits, blocks, is_logged = [], [], None, False
+            ends.end = storage.size()
         if blocks is not None:
             ends.take_copies(blocks)
         changes = is_logged or new_log is not None or rewrites_signature or ends.end > storage.size()
@@ -294,48 +296,83 @@ class FileRepair:
         if rewrites_signature:
             start = storage.read_at(_IDENTIFIER_UNIT, 0)
             mender.write_unlogged(c.IDENTIFIER_SIGNATURE + start[8:], 0)
-        mender.grow(ends.end)
+        mender.grow(ends.before_entries)
         if new_log is not None:
             mender.place_log(new_log)
-        if blocks is not None:
-            for copy in blocks.copies:
-                mender.copy(copy.source, blocks.table.get(copy.position) & c.OFFSET_MASK, copy.length)
+        if blocks is not None and ends.copies_come_first:
+            _copy(mender, blocks, ends)
         for part in edits:
             mender.write(part)
         if blocks is not None:
             mender.write(blocks.table.edits())
+        # Entries that pointed behind the end do so no more: now the file may lie there.
+        mender.grow(ends.end)
+        if blocks is not None:
+            if not ends.copies_come_first:
+                _copy(mender, blocks, ends)
+                mender.write(blocks.table.edits())
             mender.write(bits)
 
 
-class _Ends:
-    """Where the file will end, and what is put there: a new log, and copies of blocks."""
+def _copy(mender: Mender, blocks: BlockPlan, ends: _Ends) -> None:
+    blocks.give_places(ends.copies_at)
+    for copy in blocks.copies:
+        mender.copy(copy.source, blocks.table.get(copy.position) & c.OFFSET_MASK, copy.length)
 
-    def __init__(self, size: int, regions: RegionPlan | None, blocks: BlockPlan | None) -> None:
+
+class _Ends:
+    """
+    Where the file will end, and what is put there: a new log, and copies of blocks.
+
+    What some entry claims that is about to be changed is claimed until that change is durable; until
+    then the file ends at `before_entries`.
+    """
+
+    def __init__(self, size: int, regions: RegionPlan | None, blocks: BlockPlan | None, log: Span) -> None:
         # Without the blocks nobody knows what the file must not grow over.
         self._limit = size if blocks is None else blocks.limit
+        self._first_limit = size if blocks is None else min(blocks.limit, blocks.limit_before)
+        self._size = size
+        self._old_log = log
+        self._log_end = size
         self.end = size
+        self.copies_at = 0
         wishes = [blocks.size if blocks is not None else size, regions.size if regions is not None else size]
         for wish in (*wishes, end_of(max(wishes))):
             if wish <= self._limit:
                 self.end = max(self.end, wish)
 
+    @property
+    def before_entries(self) -> int:
+        """How long the file must be before the first change that is logged, and may be."""
+        return self.end if self.copies_come_first else max(self._size, self._log_end)
+
+    @property
+    def copies_come_first(self) -> bool:
+        """Whether the file may take its full length at once."""
+        return self.end <= self._first_limit
+
     def take_log(self) -> int | None:
         """Return the place of a new log of 1 MiB; None where there is no room."""
         at = end_of(self.end)
-        if at + c.ALIGNMENT > self._limit:
+        if at + c.ALIGNMENT > self._first_limit:
             return None
-        self.end = at + c.ALIGNMENT
+        self.end = self._log_end = at + c.ALIGNMENT
         return at
 
     def take_copies(self, blocks: BlockPlan) -> None:
-        """Give the copies their places, or give them up where there is no room."""
-        if blocks.copies:
-            end = end_of(self.end) + sum(copy.room for copy in blocks.copies)
-            if end > self._limit:
-                blocks.give_up_copies()
-            else:
-                blocks.give_places(end_of(self.end))
-                self.end = end
+        """Find room for the copies, or give them up."""
+        self.copies_at = end_of(self.end)
+        end = self.copies_at + sum(copy.room for copy in blocks.copies)
+        # What lies on the log must be copied before anything is logged.
+        hurry = any(
+            copy.source < self._old_log.end and self._old_log.start < copy.source + copy.length
+            for copy in blocks.copies
+        )
+        if end > (self._first_limit if hurry else self._limit):
+            blocks.give_up_copies()
+        elif blocks.copies:
+            self.end = end
 
 
 def _can_hold_a_log(log: Span, spans: list[Span], file_size: int) -> bool:
