@@ -55,7 +55,7 @@ def test_imports_point_down(path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["format", "_core"])
 def test_the_format_does_no_io(folder: str) -> None:
-    for path in sorted((SOURCE / folder).glob("*.py")):
+    for path in sorted((SOURCE / folder).rglob("*.py")):
         called = {
             node.func.id
             for node in ast.walk(ast.parse(path.read_text()))

@@ -560,6 +560,8 @@ _locator(
     name="within",
 )
 
+_add("METADATA-KIND", "warning", _family(child(flags=3)), repairable=True)
+
 # -- BAT --------------------------------------------------------------------------------------
 
 

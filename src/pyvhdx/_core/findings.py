@@ -31,10 +31,19 @@ def unsupported(code: str, structure: str, offset: int, section: str, message: s
 
 
 def tolerated(
-    code: str, structure: str, offset: int, section: str, message: str, severity: str = WARNING
+    code: str,
+    structure: str,
+    offset: int,
+    section: str,
+    message: str,
+    severity: str = WARNING,
+    *,
+    repairable: bool | None = None,
 ) -> Finding:
     """The rule is broken, and a reader goes on all the same."""
-    repairable = RULES[code].repairable == "yes" or (RULES[code].repairable == "some" and severity == WARNING)
+    if repairable is None:
+        of_rule = RULES[code].repairable
+        repairable = of_rule == "yes" or (of_rule == "some" and severity == WARNING)
     return Finding(code, severity, structure, offset, section, message, repairable)
 
 

@@ -117,8 +117,11 @@ def examine_regions(
     for number, entry in right.items():
         if entry.end > round_up(file_size, ALIGNMENT):
             message = f"the {region_name(entry)} ends at {entry.end:#x}, behind the end of the file at {file_size:#x}"
-            judge = corrupt if entry.guid in _KNOWN else tolerated
-            yield judge("REGION-RANGE", "region table", _place(table, number), _SECTION, message)
+            place = _place(table, number)
+            if entry.guid in _KNOWN:
+                yield corrupt("REGION-RANGE", "region table", place, _SECTION, message)
+            else:  # and nobody knows what it held
+                yield tolerated("REGION-RANGE", "region table", place, _SECTION, message, repairable=False)
     return entries
 
 

@@ -78,7 +78,7 @@ def describe(report: CheckReport) -> dict[str, Any]:
 def _print_human(report: CheckReport) -> None:
     print(f"{common.printable(report.name)}:")
     for finding in report.findings:
-        hint = " (repair can mend it)" if finding.repairable else ""
+        hint = " (repairable)" if finding.repairable else ""
         print(f"  {finding.severity}: {common.printable(str(finding))}{hint}")
     kept = Counter(finding.code for finding in report.findings)
     for code, count in report.counts.items():

@@ -29,8 +29,10 @@ from pyvhdx.image import VHDXImage
 from pyvhdx.storage import LocalFile
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pyvhdx._core.survey import Survey
-    from pyvhdx._types import Progress, Source
+    from pyvhdx._types import PathLike, Progress, Source
     from pyvhdx.chain import OpenOptions, ParentChoice
     from pyvhdx.errors import Finding
 
@@ -121,7 +123,12 @@ def check(
     deep: bool = False,
     progress: Progress | None = None,
     parent: ParentChoice = "auto",
-    **how: Any,
+    search: Iterable[PathLike] = (),
+    allow_absolute: Iterable[PathLike] = (),
+    within: PathLike | None = None,
+    verify_parent: bool = True,
+    log: str = "auto",
+    lock: bool = True,
 ) -> CheckReport:
     """
     Look for everything that is wrong with an image and its parents, and return what was found.
@@ -137,7 +144,14 @@ def check(
     2.2), `LockedError`, `LogPendingError` for ``log="refuse"``, `RequestError`, and `OSError` where the
     file cannot be opened or its metadata not be read.
     """
-    options = options_of(**how)
+    options = options_of(
+        search=search,
+        allow_absolute=allow_absolute,
+        within=within,
+        verify_parent=verify_parent,
+        log=log,
+        lock=lock,
+    )
     with contextlib.ExitStack() as at_end:
         storage = open_storage(source, options)
         at_end.callback(storage.close)

@@ -96,7 +96,7 @@ class Occupancy:
 
     def first_free(self) -> int:
         """Return the number of the first unit that belongs to nothing."""
-        at = next((at for at, byte in enumerate(self._map) if byte != 0xFF), len(self._map))
+        at = len(self._map) - len(self._map.lstrip(b"\xff"))
         byte = self._map[at] if at < len(self._map) else 0
         return 8 * at + (~byte & byte + 1).bit_length() - 1
 
