@@ -203,7 +203,7 @@ def test_two_blocks_at_one_place_get_a_place_each(tmp_path: Path) -> None:
     path = write(image, tmp_path)
     expected = bytearray(image.expected(0, image.size))
     expected[3 * MIB : 4 * MIB] = content(image.tag, 2 * MIB, MIB)
-    assert content_or_error(path) == expected
+    assert content_or_error(path) == bytes(expected)
     (left,) = pyvhdx.repair(path).left
     assert left.finding.code == "BAT-OVERLAP"
     assert left.choices == ("copy", "first", "second", "zero")
@@ -558,3 +558,18 @@ def test_reports_are_plain_values() -> None:
         "left_counts": {},
         "is_clean": True,
     }
+
+
+def test_the_page_on_repairing_lists_every_choice() -> None:
+    from pyvhdx._core.repairs.plan import CHOICES  # noqa: PLC0415
+
+    page = (Path(__file__).parents[2] / "docs" / "repair.md").read_text()
+    listed: dict[str, set[str]] = {}
+    code = ""
+    for line in page.splitlines():
+        cells = [cell.strip().strip("`") for cell in line.split("|")[1:-1]]
+        if len(cells) == 3 and cells[1].isalpha() and line.split("|")[2].strip().startswith("`"):
+            code = cells[0] or code
+            listed.setdefault(code, set()).add(cells[1])
+    listed["BAT-SHIFT"] = listed["BAT-OVERLAP"]
+    assert listed == {code: set(choices) for code, choices in CHOICES.items()}

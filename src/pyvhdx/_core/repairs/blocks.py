@@ -433,7 +433,9 @@ class BlockPlan:
         state, place = entry & STATE_MASK, entry & OFFSET_MASK
         at = self._place_of(index)
         if state not in (_PRESENT, _PARTIAL):  # Microsoft's own implementation reads the state 7 as 6
-            if not self._partial or (not self._without_bitmap(chunk, index, at) and state == int(BitmapState.NOT_PRESENT)):
+            if not self._partial or (
+                not self._without_bitmap(chunk, index, at) and state == int(BitmapState.NOT_PRESENT)
+            ):
                 self.table.set(index, 0)
             return
         inside = HEADER_SECTION_SIZE <= place <= self._file_size - SECTOR_BITMAP_SIZE

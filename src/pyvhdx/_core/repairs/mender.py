@@ -75,7 +75,7 @@ class Mender:
         """Give the file an empty log of 1 MiB at *offset*, which lies in the file and holds zeros."""
         self._log.place_log(offset, ALIGNMENT)
 
-    def grow(self, size: int) -> None:
+    def lengthen(self, size: int) -> None:
         """Make the file at least *size* bytes long."""
         if size > self._medium.size:
             self._medium.grow(size)

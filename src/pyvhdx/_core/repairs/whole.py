@@ -296,7 +296,7 @@ class FileRepair:
         if rewrites_signature:
             start = storage.read_at(_IDENTIFIER_UNIT, 0)
             mender.write_unlogged(c.IDENTIFIER_SIGNATURE + start[8:], 0)
-        mender.grow(ends.before_entries)
+        mender.lengthen(ends.before_entries)
         if new_log is not None:
             mender.place_log(new_log)
         if blocks is not None and ends.copies_come_first:
@@ -306,7 +306,7 @@ class FileRepair:
         if blocks is not None:
             mender.write(blocks.table.edits())
         # Entries that pointed behind the end do so no more: now the file may lie there.
-        mender.grow(ends.end)
+        mender.lengthen(ends.end)
         if blocks is not None:
             if not ends.copies_come_first:
                 _copy(mender, blocks, ends)
