@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pyvhdx.storage import Storage
 
 _NOTE = "note"
+_MAX_ROUNDS = 4
 _MENDED = "mended from what is still good"
 _NAME_THE_PARENT = "name the parent for it (parent=, --parent)"
 _REASONS = {
@@ -206,11 +207,20 @@ class _Work:
         self._progress = progress
 
     def run(self, *, can_grow: bool) -> None:
-        self._before = self._check()
-        FileRepair(
-            self._rehearsal, self._plan, self._before.findings, self._known_parent, can_grow=can_grow
-        ).mend()
-        self._after = self._check() if self._rehearsal.changes else self._before
+        self._before = self._after = self._check()
+        # What is mended may be what kept something else from being mended, or seen.
+        for _ in range(_MAX_ROUNDS):
+            changes = len(self._rehearsal.changes)
+            work = FileRepair(
+                self._rehearsal, self._plan, self._after.findings, self._known_parent, can_grow=can_grow
+            )
+            work.mend()
+            if len(self._rehearsal.changes) == changes:
+                return
+            seen, self._after = self._after.counts, self._check()
+            found = [one for one in self._after.findings if one.repairable and one.severity != _NOTE]
+            if not found or (work.saw_the_table and all(one.code in seen for one in found)):
+                return
 
     def _check(self) -> CheckReport:
         return check(self._rehearsal, parent=self._parent, progress=self._progress, **self._how)

@@ -1,21 +1,20 @@
 """
 What the BAT should hold, and how long the file must be for it (MS-VHDX 2.5).
 
-The table is walked a few times: for traces of a child, for blocks with content, for the kept space of
-blocks without, and for who else lies at a place.  An entry that is not decided stays as it is, byte for
+The table is walked a few times: for blocks with content, for the kept space of blocks without, and for who
+else lies at a place.  An entry that is not decided stays as it is, byte for
 byte, and where it points behind the end of the file, the file does not grow over that place.
 """
 
 from __future__ import annotations
 
-from enum import Enum
+from array import array
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyvhdx._core.bat import pieces
 from pyvhdx._core.checks.occupancy import Occupancy
 from pyvhdx._core.repairs.entries import EditedTable
 from pyvhdx._core.repairs.mender import end_of
-from pyvhdx._core.repairs.metadata import Traces
+from pyvhdx._core.repairs.rows import Rows, Slot
 from pyvhdx.format.constants import (
     ALIGNMENT,
     BAT_ENTRY_SIZE,
@@ -32,10 +31,9 @@ from pyvhdx.format.constants import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pyvhdx._core.geometry import Geometry
     from pyvhdx._core.regions import Span
+    from pyvhdx._core.repairs.metadata import Traces
     from pyvhdx._core.repairs.plan import Plan
     from pyvhdx.format.region import RegionTableEntry
     from pyvhdx.storage import Storage
@@ -54,23 +52,6 @@ _PIECE = 1 << 20
 _WORDS = {"zero": "it is ZERO now", "absent": "it is NOT_PRESENT now", "present": "it is FULLY_PRESENT now"}
 
 
-class Slot(Enum):
-    """What an index of the table stands for."""
-
-    BLOCK = "block"
-    BITMAP = "sector bitmap"
-    PADDING = "padding"
-
-
-class Place(NamedTuple):
-    """An entry that is not 0, at *position* of the table: *number* is that of the block or the chunk."""
-
-    slot: Slot
-    number: int
-    position: int
-    entry: int
-
-
 class Copy(NamedTuple):
     """What gets a copy of its own at the end of the file; *position* is that of its entry."""
 
@@ -81,40 +62,6 @@ class Copy(NamedTuple):
     state: int
 
 
-def walk(
-    storage: Storage, region: RegionTableEntry, geometry: Geometry, *, differencing: bool
-) -> Iterator[Place]:
-    """Yield every entry of the region that is not 0, in order."""
-    ratio, blocks = geometry.chunk_ratio, geometry.block_count
-    needed = geometry.entries_needed(differencing=differencing)
-    count = region.length // BAT_ENTRY_SIZE
-    for first, entries in pieces(storage.read_at, storage.next_data, region.file_offset, count):
-        for index, entry in enumerate(entries, first):
-            if not entry:
-                continue
-            chunk, position = divmod(index, ratio + 1)
-            if index >= needed:
-                yield Place(Slot.PADDING, index, index, entry)
-            elif position == ratio:
-                yield Place(Slot.BITMAP, chunk, index, entry)
-            elif chunk * ratio + position < blocks:
-                yield Place(Slot.BLOCK, chunk * ratio + position, index, entry)
-            else:  # in front of the last bitmap
-                yield Place(Slot.PADDING, index, index, entry)
-
-
-def traces_in(storage: Storage, region: RegionTableEntry, geometry: Geometry) -> Traces:
-    """Return what only a child has, of a file that does not say it is one."""
-    partial = bitmaps = 0
-    for slot, _, _, entry in walk(storage, region, geometry, differencing=False):
-        state = entry & STATE_MASK
-        if slot is Slot.BLOCK:
-            partial += state == _PARTIAL
-        else:
-            bitmaps += state == _PRESENT
-    return Traces(partial, bitmaps)
-
-
 class BlockPlan:
     """
     The plan for the BAT; `table` has the entries as they should be.
@@ -123,7 +70,8 @@ class BlockPlan:
     `limit_before` the same as long as the entries are as they were.
     *log* is the place of the empty log, None where that cannot be used anyway; `log_is_free` tells whether
     no block lies on it.  Where one does and entries stand there, its bytes may be the log's: then
-    `log_is_disputed`, and nothing may be logged until that is decided.  *traces* are those of a child, with its locator, in a file without HasParent.
+    `log_is_disputed`, and nothing may be logged until that is decided.  *traces* are those of a child, with
+    its locator, in a file without HasParent.
     """
 
     def __init__(
@@ -155,7 +103,6 @@ class BlockPlan:
         # A table that the end of the file cuts is not to go on with zeros either.
         is_whole = region.file_offset + needed <= self._file_size
         self.limit = self.limit_before = MAX_FILE_SIZE if can_grow and is_whole else self._file_size
-        self.log_is_free = True
         self.log_is_disputed = False
         self.copies: list[Copy] = []
         self.undecided_bitmaps: set[int] = set()
@@ -164,37 +111,44 @@ class BlockPlan:
         for start, end in [(0, HEADER_SECTION_SIZE), *((span.start, span.end) for span in spans)]:
             for map_ in (self._taken, self._structures):
                 map_.claim(start // ALIGNMENT, (end - start) // ALIGNMENT)
+        self._log_was_used = log is not None and self._holds_entries(log.start, log.end)
+        if log is not None and self._log_was_used:
+            for map_ in (self._taken, self._structures):
+                map_.claim(log.start // ALIGNMENT, (log.end - log.start) // ALIGNMENT)
+        self._rows = Rows(storage, region, geometry, differencing=differencing)
+        self._units_of_block = geometry.block_size // ALIGNMENT
+        self._last_unit = (self._file_size - geometry.block_size) // ALIGNMENT
         self._bitmap_units: set[int] = set()
         self._clashed = Occupancy(self._file_size)  # what an undecided entry shares
         self._has_clash = False
-        self._partial: set[int] = set()  # the blocks of the chunk that is being walked
+        self._has_anchors = False
+        self._open_chunk = -1  # whose blocks are walked, and whose bitmap's entry has not come yet
+        self._partial: set[int] = set()  # its PARTIALLY_PRESENT blocks
         self._doomed: dict[int, tuple[str, int]] = {}  # unit -> the code and entry by which its holder goes
         self._winners: dict[int, int] = {}  # place -> the entry that keeps it
         self._wishes: list[int] = []
 
     def mend(self) -> None:
         """Plan everything."""
-        open_chunk = -1  # whose blocks are walked, and whose bitmap's entry has not come yet
-        for slot, number, index, entry in self._walk():
-            if self._differencing:
-                chunk = index // (self.geometry.chunk_ratio + 1)
-                if chunk != open_chunk:
-                    self._check_bitmap_is_there(open_chunk)
-                    self._partial.clear()
-                open_chunk = chunk if slot is not Slot.BITMAP else -1
+        for slot, number, index, entries in self._rows.all():
             if slot is Slot.BLOCK:
-                self._block(number, index, entry)
+                self._open(number // self.geometry.chunk_ratio)
+                self._blocks(number, index, entries)
             elif slot is Slot.PADDING:
-                self.table.set(index, 0)
+                for at, entry in enumerate(entries, index):
+                    if entry:
+                        self.table.set(at, 0)
             elif self._differencing:
-                self._bitmap(number, index, entry)
-                self._partial.clear()
-            else:
+                self._open(number)
+                self._bitmap(number, index, entries[0])
+                self._open_chunk = -1
+            elif entries[0]:
                 self._slot(index)
-        self._check_bitmap_is_there(open_chunk)
-        for slot, _, index, entry in self._walk():
-            if slot is Slot.BLOCK and entry & STATE_MASK in _ANCHORS:
-                self._anchor(index, entry)
+        self._open(-1)
+        if self._has_anchors:
+            for _, index, entry in self._rows.of_blocks():
+                if entry & STATE_MASK in _ANCHORS and entry & OFFSET_MASK:
+                    self._anchor(index, entry)
         if self._doomed:
             self._drop_holders()
         for wish in self._wishes:
@@ -204,6 +158,15 @@ class BlockPlan:
                 entry = self.table.get(self.geometry.bitmap_index(chunk))
                 if entry & STATE_MASK == _PRESENT and not self._clashed.is_free(entry // ALIGNMENT, 1):
                     self.undecided_bitmaps.add(chunk)
+
+    @property
+    def log_is_free(self) -> bool:
+        """Whether no block lies on the log."""
+        log = self._log
+        if log is None or self._log_was_used:
+            return True
+        first = log.start // ALIGNMENT
+        return self._taken.is_free(first, log.end // ALIGNMENT - first)
 
     def give_places(self, at: int) -> None:
         """Give the copies their places, one behind the other from file offset *at* on."""
@@ -229,9 +192,9 @@ class BlockPlan:
     def name_what_was_cut(self, cut_at: int) -> None:
         """Name the blocks that lie behind where the file ended before it got its length back."""
         geometry = self.geometry
-        for slot, block, _, entry in self._walk():
-            place, used = entry & OFFSET_MASK, geometry.used_length(block) if slot is Slot.BLOCK else 0
-            if slot is Slot.BLOCK and entry & STATE_MASK in (_FULL, _PARTIAL) and place + used > cut_at:
+        for block, _, entry in self._rows.of_blocks():
+            place, used = entry & OFFSET_MASK, geometry.used_length(block)
+            if entry & STATE_MASK in (_FULL, _PARTIAL) and place + used > cut_at:
                 kept = max(0, cut_at - place)
                 self._plan.lose(
                     "LOG-FILE-TRUNCATED",
@@ -242,61 +205,104 @@ class BlockPlan:
 
     # -- one entry ----------------------------------------------------------------------------
 
-    def _walk(self) -> Iterator[Place]:
-        return walk(self._storage, self._region, self.geometry, differencing=self._differencing)
+    def _blocks(self, block: int, index: int, entries: array[int]) -> None:
+        """Plan a run of blocks; what is as it should be takes little time."""
+        count, size = self._units_of_block, self.geometry.block_size
+        first = entries[0]
+        unit = first // ALIGNMENT
+        if (
+            first == unit * ALIGNMENT + _FULL
+            and 0 < unit <= self._last_unit - (len(entries) - 1) * count
+            and entries == array("Q", range(first, first + size * len(entries), size))
+            and self._taken.is_free(unit, count * len(entries))
+        ):
+            self._taken.claim(unit, count * len(entries))
+            return
+        numbers, units = [], []  # those that lie in the file
+        last = self._last_unit
+        partial = _PARTIAL if self._differencing else _FULL
+        for number, entry in enumerate(entries):
+            state = entry & STATE_MASK
+            if state in (_FULL, partial) and 0 < entry >> 20 <= last:
+                numbers.append(number)
+                units.append(entry >> 20)
+                if entry & RESERVED_MASK:
+                    self.table.set(index + number, entry & ~RESERVED_MASK)
+                if state == _PARTIAL:
+                    self._partial.add(block + number)
+            elif state in _WITHOUT_PLACE:
+                if entry != state:
+                    self.table.set(index + number, state)
+            elif state in _ANCHORS:
+                self._has_anchors = self._has_anchors or entry > ALIGNMENT
+                if entry & RESERVED_MASK:
+                    self.table.set(index + number, entry & ~RESERVED_MASK)
+            else:
+                self._odd_or_misplaced(block + number, index + number, entry)
+        for at in self._taken.claim_all(units, count):
+            number = numbers[at]
+            self._clash(block + number, index + number, entries[number])
+
+    def _open(self, chunk: int) -> None:
+        """Go on to a chunk: the one before may have no bitmap."""
+        if chunk != self._open_chunk:
+            self._check_bitmap_is_there(self._open_chunk)
+            self._partial.clear()
+            self._open_chunk = chunk
 
     def _place_of(self, index: int) -> int:
         return self._region.file_offset + index * BAT_ENTRY_SIZE
 
-    def _block(self, block: int, index: int, entry: int) -> None:
-        state, place = entry & STATE_MASK, entry & OFFSET_MASK
-        if state in _WITHOUT_PLACE:
-            self.table.set(index, state)
-        elif state in _ANCHORS:
+    def _odd_or_misplaced(self, block: int, index: int, entry: int) -> None:
+        if entry & RESERVED_MASK:
             self.table.set(index, entry & ~RESERVED_MASK)
-        elif state in (_FULL, _PARTIAL) and (state == _FULL or self._differencing):
-            self._stored_block(block, index, entry)
+        state, place = entry & STATE_MASK, entry & OFFSET_MASK
+        if state == _FULL or (state == _PARTIAL and self._differencing):
+            self._misplaced(block, index, entry)
         else:
             self._odd_block(block, index, state, place)
-        new = self.table.get(index) & STATE_MASK
-        if new == _PARTIAL:
+        if self.table.get(index) & STATE_MASK == _PARTIAL and self._differencing:
             self._partial.add(block)
 
-    def _stored_block(self, block: int, index: int, entry: int) -> None:
+    def _misplaced(self, block: int, index: int, entry: int) -> None:
+        """Plan a block with content that does not lie wholly in the file, or in its header section."""
         geometry, plan, at = self.geometry, self._plan, self._place_of(index)
         place = entry & OFFSET_MASK
         used, size = geometry.used_length(block), geometry.block_size
         if place < HEADER_SECTION_SIZE:
-            self._settle(block, index, plan.choose("BAT-OFFSET", at), "BAT-OFFSET")
-        elif place + used > self._file_size:
-            starts_inside = place < self._file_size
-            possible = ("extend", "zero", "absent") if starts_inside else ("zero", "absent")
+            if not plan.is_moot("BAT-OFFSET"):
+                self._settle(block, index, plan.choose("BAT-OFFSET", at), "BAT-OFFSET")
+        elif place + used <= self._file_size:
+            if self._claim(index, entry, size):
+                self._wishes.append(place + size)
+            else:
+                self._clash(block, index, entry)
+        else:
+            behind = max(place, self._file_size)
+            self.limit_before = min(self.limit_before, behind)
+            if plan.is_moot("BAT-RANGE"):
+                self.limit = min(self.limit, behind)
+                return
+            possible = ("extend", "zero", "absent") if place < self._file_size else ("zero", "absent")
             choice = plan.choose("BAT-RANGE", at, possible)
-            self.limit_before = min(self.limit_before, max(place, self._file_size))
             if choice is None:
-                self.limit = min(self.limit, max(place, self._file_size))
+                self.limit = min(self.limit, behind)
             elif choice == "extend":
                 self._wishes.append(place + size)
                 kept = self._file_size - place
                 plan.note("BAT-RANGE", at, f"the file was made longer; the block keeps {kept} bytes")
                 plan.is_visible = True
-                plan.lose(
-                    "BAT-RANGE",
-                    (block << geometry.block_shift) + kept,
-                    used - kept,
-                    "it lay behind the end of the file",
-                )
-                self._claim(index, entry, size)
+                start = (block << geometry.block_shift) + kept
+                plan.lose("BAT-RANGE", start, used - kept, "it lay behind the end of the file")
+                if not self._claim(index, entry, size):
+                    self._clash(block, index, entry)
             else:
                 self._settle(block, index, choice, "BAT-RANGE")
-        elif self._claim(index, entry, size):
-            if place + size > self._file_size:
-                self._wishes.append(place + size)
-        else:
-            self._clash(block, index, entry)
 
     def _odd_block(self, block: int, index: int, state: int, place: int) -> None:
         """Plan a block whose state is reserved, or PARTIALLY_PRESENT in a file without a parent."""
+        if state != _DRAFT_UNMAPPED and self._traces.partial_blocks != 1 and self._plan.is_moot("BAT-STATE"):
+            return
         plan, at = self._plan, self._place_of(index)
         fits = HEADER_SECTION_SIZE <= place <= self._file_size - self.geometry.used_length(block)
         fits = fits and self._taken.is_free(place // ALIGNMENT, self.geometry.block_size // ALIGNMENT)
@@ -325,6 +331,7 @@ class BlockPlan:
             return
         at, geometry = self._place_of(index), self.geometry
         self.table.set(index, _STATE_OF[choice])
+        self._partial.discard(block)
         self._plan.is_visible = True
         self._plan.note(code, at, _WORDS[choice])
         why = "it reads as zeros now" if choice == "zero" else "it is NOT_PRESENT now"
@@ -337,12 +344,6 @@ class BlockPlan:
         inside = min(first + count, self._taken.units) - first
         if not self._taken.is_free(first, max(1, inside)):
             return False
-        log = self._log
-        if log is not None and place < log.end and log.start < place + size:
-            if self._holds_entries(max(place, log.start), min(place + size, log.end)):
-                return False
-            self.log_is_free = False  # it was never used here: it can go elsewhere
-            self._plan.is_visible = True
         self._taken.claim(first, count)
         self.table.set(index, entry & ~RESERVED_MASK)
         return True
@@ -362,10 +363,13 @@ class BlockPlan:
         """Plan a block at a place that is taken."""
         plan, geometry = self._plan, self.geometry
         at, place = self._place_of(index), entry & OFFSET_MASK
-        first, count = place // ALIGNMENT, geometry.block_size // ALIGNMENT
+        first, count = place // ALIGNMENT, self._units_of_block
         units = range(first, min(first + count, self._taken.units))
         log = self._log
         of_log = log is not None and place < log.end and log.start < place + geometry.block_size
+        if plan.is_moot("BAT-OVERLAP") and plan.is_moot("BAT-SHIFT") and not self._differencing:
+            self.log_is_disputed = self.log_is_disputed or of_log
+            return
         of_structure = of_log or not self._structures.is_free(first, len(units))
         possible: tuple[str, ...] = ("copy", "first", "second", "zero")
         if of_structure or any(unit in self._bitmap_units for unit in units):
@@ -399,12 +403,11 @@ class BlockPlan:
 
     def _drop_holders(self) -> None:
         """Make ZERO what lies at a place that was given to another block, or to none."""
-        geometry = self.geometry
-        count = geometry.block_size // ALIGNMENT
-        for slot, block, index, _ in self._walk():
+        count = self._units_of_block
+        for block, index, _ in self._rows.of_blocks():
             entry = self.table.get(index)
             place = entry & OFFSET_MASK
-            if slot is not Slot.BLOCK or not place or self._winners.get(place) == index:
+            if not place or self._winners.get(place) == index:
                 continue
             first = place // ALIGNMENT
             if any(unit in self._doomed for unit in range(first, first + count)):
@@ -432,6 +435,8 @@ class BlockPlan:
     def _bitmap(self, chunk: int, index: int, entry: int) -> None:
         state, place = entry & STATE_MASK, entry & OFFSET_MASK
         at = self._place_of(index)
+        if entry & RESERVED_MASK:
+            self.table.set(index, place | state)
         if state not in (_PRESENT, _PARTIAL):  # Microsoft's own implementation reads the state 7 as 6
             if not self._partial or (
                 not self._without_bitmap(chunk, index, at) and state == int(BitmapState.NOT_PRESENT)

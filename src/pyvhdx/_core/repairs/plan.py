@@ -83,6 +83,7 @@ class Choices:
     def __init__(self, choices: Any) -> None:
         self._chosen: dict[tuple[str, int | None], str] = {}
         self._unused: set[tuple[str, int]] = set()
+        self._codes: set[str] = set()
         if choices is not None and not isinstance(choices, Mapping):
             raise RequestError(f"choices is {choices!r}, and must be a mapping")
         given: dict[Any, Any] = dict(choices or {})
@@ -98,12 +99,13 @@ class Choices:
                     f"{choice!r} is no choice for {code}; there are {', '.join(map(repr, CHOICES[code]))}"
                 )
             self._chosen[code, offset] = choice
+            self._codes.add(code)
             if offset is not None:
                 self._unused.add((code, offset))
 
     def has(self, code: str) -> bool:
         """Return whether anything was chosen for a code."""
-        return any(chosen == code for chosen, _ in self._chosen)
+        return code in self._codes
 
     def for_place(self, code: str, offset: int) -> str | None:
         """Return the choice for a finding; one for its place goes before one for its code."""
@@ -149,6 +151,10 @@ class Plan:
             there = f"; there are {', '.join(map(repr, possible))}" if possible else ""
             raise RequestError(f"{choice!r} is no choice for the {code} at {offset:#x}{there}")
         return choice
+
+    def is_moot(self, code: str) -> bool:
+        """Return whether nothing was chosen for a code, and no more of it need be offered."""
+        return self._counts.get(code, 0) > MAX_OFFERS and not self.choices.has(code)
 
     def note(self, code: str, offset: int, sentence: str) -> None:
         """Remember in words what is done about a finding."""

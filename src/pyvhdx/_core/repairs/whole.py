@@ -16,11 +16,12 @@ from pyvhdx._core.log_reader import Ring, read_log
 from pyvhdx._core.metadata import read_metadata
 from pyvhdx._core.opening import header_copies, log_span
 from pyvhdx._core.repairs.bitmaps import plan_bitmaps
-from pyvhdx._core.repairs.blocks import BlockPlan, fixed_size, traces_in
+from pyvhdx._core.repairs.blocks import BlockPlan, fixed_size
 from pyvhdx._core.repairs.locator import plan_locator
 from pyvhdx._core.repairs.mender import Mender, end_of
 from pyvhdx._core.repairs.metadata import MetadataPlan, Traces
 from pyvhdx._core.repairs.regions import plan_regions
+from pyvhdx._core.repairs.rows import traces_in
 from pyvhdx.errors import ImageError
 from pyvhdx.format import constants as c
 from pyvhdx.format.header import Header, is_valid_header
@@ -90,11 +91,14 @@ class FileRepair:
         self._codes = {finding.code for finding in findings}
         self._parent_of = parent_of
         self._can_grow = can_grow
+        self.saw_the_table = False  # or what was mended may show it
         self._needs_session = False
         self._cut_at: int | None = None  # where the file ended that got its length back
 
     def mend(self) -> None:
         """Do in the rehearsal what can be done."""
+        if self._storage.size() < c.HEADER_SECTION_SIZE:
+            return
         current = self._current_header()
         if current is None:
             return
@@ -196,6 +200,7 @@ class FileRepair:
                 table.mend(traces)
                 self._mend_locator(table)
                 if metadata is not None:
+                    self.saw_the_table = True
                     blocks = self._plan_blocks(mender.header, regions, table, metadata, traces, has_locator)
         self._carry_out(mender, regions, table, blocks, rewrites_signature=rewrites_signature)
 
@@ -279,6 +284,8 @@ class FileRepair:
         log_is_usable = (blocks is None or blocks.log_is_free) and _can_hold_a_log(
             log, regions.spans if regions is not None else [], storage.size()
         )
+        if blocks is not None and not blocks.log_is_free:
+            plan.is_visible = True  # a block on it could not be read
         new_log = None
         is_disputed = blocks is not None and blocks.log_is_disputed
         if not log_is_usable and not is_disputed and (is_logged or self._codes & _OF_LOG_PLACE):
