@@ -664,7 +664,7 @@ _add(
     "corrupt",
     _child(bat={_SLOT: 5 * MIB | 6}),
     name="bitmap",
-    also=("SPACE-SLACK", "BITMAP-STALE", "BITMAP-TAIL"),
+    also=("SPACE-SLACK",),
 )
 _add("BITMAP-STALE", "warning", _bits(256 * 5, b"\1"), repairable=True)
 _add("BITMAP-TAIL", "warning", _bits(256 * 8, b"\1"), repairable=True)

@@ -197,6 +197,7 @@ def test_a_repair_that_is_cut_short_is_finished_or_undone(damage: Damage) -> Non
     assert (False, False) not in states
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES[2:6], ids=_IDS[2:6])
 def test_the_second_attempt_may_be_cut_short_as_well(damage: Damage) -> None:
     pair, before, content = repaired(damage)

@@ -363,6 +363,14 @@ class TestChain:
         assert codes(path) == {"PARENT-MISMATCH": 1}
         assert codes(path, verify_parent=False) == {}
 
+    def test_a_parent_that_is_given_for_a_locator_that_names_none(self, tmp_path: Path) -> None:
+        _, base = self.family(tmp_path)
+        image = child(locator={"relative_path": ".\\parent.vhdx"})
+        path = image.write(tmp_path / "child.vhdx").path
+        report = pyvhdx.check(path, parent=base, verify_parent=False)
+        assert report.counts == {"LOCATOR-LINKAGE": 1}
+        assert report.parent is not None
+
     def test_a_parent_written_after_its_child(self, tmp_path: Path) -> None:
         path, base = self.family(tmp_path)
         os.utime(base, (2_000_000_000, 2_000_000_000))
@@ -398,13 +406,25 @@ class TestDeep:
         in_block = [(at - 4 * MIB, size) for size, at in storage.reads if 4 * MIB <= at < 5 * MIB]
         assert in_block == [(512, 1024)]
 
+    def test_blocks_at_one_place_are_read_once(self, tmp_path: Path) -> None:
+        """Or a small file with a large table would be read for days."""
+        image = disk(
+            size=4000 * MIB, blocks={0: Block(FULL)}, bat=dict.fromkeys(range(1, 4000), 4 * MIB | FULL)
+        )
+        storage = RecordingReads(image.write(tmp_path / "disk.vhdx").path.read_bytes())
+        assert pyvhdx.check(storage, deep=True).counts == {"BAT-OVERLAP": 3999}
+        assert sum(size for size, at in storage.reads if at >= 4 * MIB) <= 2 * MIB
+
     def test_zero_blocks_count_what_could_be_given_back(self, tmp_path: Path) -> None:
         with pyvhdx.create(tmp_path / "disk.vhdx", 64 * MIB) as image:
-            image.pwrite(bytes(4 * MIB), 2 * MIB)
-            image.pwrite(b"x", 0)
+            for data in (b"x", b"\0"):
+                for at in range(0, 8 * MIB, 2 * MIB):
+                    image.pwrite(data, at if data == b"x" or at else MIB)
         report = pyvhdx.check(tmp_path / "disk.vhdx", deep=True)
-        assert set(report.counts) <= {"PAYLOAD-ZERO"}
-        assert pyvhdx.check(tmp_path / "disk.vhdx").counts == {}
+        assert report.counts == {"PAYLOAD-ZERO": 1}
+        assert "3 FULLY_PRESENT blocks" in report.findings[-1].message
+        assert str(6 * MIB) in report.findings[-1].message
+        assert "PAYLOAD-ZERO" not in pyvhdx.check(tmp_path / "disk.vhdx").counts
 
     def test_a_partition_table_that_fits(self, tmp_path: Path) -> None:
         entry = bytes([0, 0, 0, 0, 7, 0, 0, 0]) + struct.pack("<II", 2048, 8 * 2048 - 2048)

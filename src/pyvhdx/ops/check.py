@@ -47,8 +47,8 @@ class CheckReport:
     What is wrong with one file of a chain, and in `parent` the report of the next.
 
     `findings` are those of this file, of each code at most 1,000, and `counts` how many there are of
-    each code.  `corruptions`, `warnings` and `notes` count those of this file and its parents.  Sizes are
-    in bytes and of this file alone: `reclaimable` could be given back without losing anything, and
+    each code, `severities` of each severity.  `corruptions`, `warnings` and `notes` count those of this
+    file and its parents.  Sizes are in bytes and of this file alone: `reclaimable` could be given back without losing anything, and
     `end_offset` is where its last structure ends, 0 where that is not known.
     """
 
@@ -320,12 +320,15 @@ def _compare(child: VHDXImage, parent: VHDXImage, options: OpenOptions, collecto
             0,
             f"{parent.name} has the disk id {parent.disk_id}, and its child {child.disk_id}",
         )
-    for text, is_right in leads_to(child, parent, options):
+    try:
+        paths, linkages = leads_to(child, parent, options), locator_of(child).linkages
+    except ImageError:  # said before; the parent was given, and is not verified
+        paths, linkages = [], ()
+    for text, is_right in paths:
         if not is_right:
-            collector.found(
-                "PARENT-PATH", place, f"{text!r} does not lead to the parent, which is {parent.name}"
-            )
-    if parent.data_write_guid == locator_of(child).linkages[0]:
+            message = f"{text!r} does not lead to the parent, which is {parent.name}"
+            collector.found("PARENT-PATH", place, message)
+    if parent.data_write_guid in linkages[:1]:
         # The second linkage is not what makes the parent fit, and may go.
         collector.revise("LOCATOR-MERGE", repairable=True)
     files = child._file.raw, parent._file.raw

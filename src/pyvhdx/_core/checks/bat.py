@@ -10,86 +10,33 @@ one that may go.
 from __future__ import annotations
 
 from array import array
-from collections import Counter
-from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyvhdx._core.bat import pieces
 from pyvhdx._core.checks.bitmaps import check_bitmap
-from pyvhdx._core.checks.collector import LIMIT
 from pyvhdx._core.checks.occupancy import Occupancy, unit_of
-from pyvhdx._core.rules import WARNING
+from pyvhdx._core.checks.overlaps import Overlaps
+from pyvhdx._core.rules import CORRUPT, WARNING
 from pyvhdx.format import constants as c
 from pyvhdx.format.table import integers, little_endian
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from pyvhdx._core.checks.collector import Collector
-    from pyvhdx._core.geometry import Geometry
-    from pyvhdx._core.regions import Span
-    from pyvhdx._types import NextData, ReadAt
+    from pyvhdx._core.checks.table import Table
 
 _FULL = int(c.PayloadState.FULLY_PRESENT)
 _PARTIAL = int(c.PayloadState.PARTIALLY_PRESENT)
+_STORED = (_FULL, _PARTIAL)
 _ANCHORS = (int(c.PayloadState.UNDEFINED), int(c.PayloadState.UNMAPPED))
 _OF_NOBODY = (int(c.PayloadState.NOT_PRESENT), int(c.PayloadState.ZERO))
 _DRAFT_UNMAPPED = 5
-_PAGE = 4096
-
-
-class Table(NamedTuple):
-    """The table of one file and what its entries are measured by; *spans* are regions and log."""
-
-    read: ReadAt
-    next_data: NextData
-    offset: int
-    length: int
-    geometry: Geometry
-    kind: str
-    creator: str
-    file_size: int
-    spans: list[Span]
-
-    @property
-    def needed(self) -> int:
-        """How many entries the disk needs."""
-        return self.geometry.entries_needed(differencing=self.kind == "differencing")
-
-    @property
-    def held(self) -> int:
-        """How many entries the region holds, as far as it lies in the file."""
-        end = min(self.offset + self.length, self.file_size)
-        return max(0, end - self.offset) // c.BAT_ENTRY_SIZE
-
-    def place(self, index: int) -> int:
-        """Return the file offset of an entry."""
-        return self.offset + index * c.BAT_ENTRY_SIZE
-
-    def all_pieces(self) -> Iterator[tuple[int, array[int]]]:
-        return pieces(self.read, self.next_data, self.offset, min(self.needed, self.held))
-
-    def segments(self, first: int, entries: array[int]) -> Iterator[tuple[int, int | None, array[int]]]:
-        """
-        Take a run of entries apart: yield (block, None, entries) and (chunk, index, one entry).
-
-        The first are payload blocks from *block* on, the second the slot of a chunk's sector bitmap.
-        Entries that no block needs are yielded with the number of a block behind the last.
-        """
-        ratio = self.geometry.chunk_ratio
-        at = 0
-        while at < len(entries):
-            chunk, position = divmod(first + at, ratio + 1)
-            if position == ratio:
-                yield chunk, first + at, entries[at : at + 1]
-                at += 1
-                continue
-            stop = min(len(entries), at + ratio - position)
-            block = chunk * ratio + position
-            if block < self.geometry.block_count < block + stop - at:
-                stop = at + self.geometry.block_count - block
-            yield block, None, entries[at:stop]
-            at = stop
+_RESERVED = (4, _DRAFT_UNMAPPED)
+_KEEPING = (*_ANCHORS, *_RESERVED)
+_STATE_OF = bytes(byte & c.STATE_MASK for byte in range(256))
+_SELECT: dict[tuple[int, ...], bytes] = {}
 
 
 class Usage(NamedTuple):
@@ -103,15 +50,13 @@ class Usage(NamedTuple):
     unused_bitmaps: int
 
 
-@dataclass(frozen=True)
-class _Clash:
-    """A block or bitmap, by its index in the table, that lies where another structure lies."""
+class _Lanes(NamedTuple):
+    """Masks for a run of entries taken as one number, and the number of a run that is all FULLY_PRESENT."""
 
-    index: int
-    name: str
+    low: int
+    reserved: int
     unit: int
-    count: int
-    is_anchor: bool
+    full: int
 
 
 class BatCheck:
@@ -126,11 +71,9 @@ class BatCheck:
         self._map = Occupancy(table.file_size)
         self._count = table.geometry.block_size // c.ALIGNMENT
         self._last_unit = (table.file_size - table.geometry.block_size) // c.ALIGNMENT
-        self._spans = [span for span in table.spans if span.start < span.end]
+        self._overlaps = Overlaps(table, collector)
         self._full = 0
         self._allocated = 0
-        self._clashes: list[_Clash] = []
-        self._clash_count = Counter[bool]()
         self._has_anchors = False
         self._anchored = 0
         self._unused_bitmaps = 0
@@ -139,12 +82,12 @@ class BatCheck:
         # The chunk whose payload entries were read last, and its PARTIALLY_PRESENT blocks.
         self._chunk = -1
         self._partial: list[int] = []
-        self._masks: dict[int, tuple[int, int, int]] = {}
+        self._masks: dict[int, _Lanes] = {}
 
     def run(self) -> Usage:
         table, collector = self._table, self._collector
         self._map.claim(0, c.HEADER_SECTION_SIZE // c.ALIGNMENT)
-        for span in self._spans:
+        for span in table.spans:
             self._map.claim(unit_of(span.start), unit_of(span.end + c.ALIGNMENT - 1) - unit_of(span.start))
         self._check_size()
         done = 0
@@ -163,7 +106,7 @@ class BatCheck:
         self._check_padding()
         if self._has_anchors:
             self._check_anchors()
-        self._name_clashes()
+        self._overlaps.report()
         if table.kind == "fixed" and self._full < self._geometry.block_count:
             collector.found(
                 "BAT-FIXED",
@@ -207,114 +150,122 @@ class BatCheck:
             self._full += count
             self._allocated += count
             return
-        number = int.from_bytes(little_endian(entries), "little")
+        raw = little_endian(entries)
+        number = int.from_bytes(raw, "little")
         if not number:
             return
-        low_mask, unit_mask, all_full = self._lanes(count)
-        low_number = number & low_mask
-        units = integers("Q", (number >> 20 & unit_mask).to_bytes(8 * count, "little"))
-        if low_number == all_full:
+        lanes = self._lanes(count)
+        units = integers("Q", (number >> 20 & lanes.unit).to_bytes(8 * count, "little"))
+        low_bits = number & lanes.low
+        if low_bits == lanes.full:
             self._full += count
             self._stored(block, range(count), units)
-        else:
-            self._unlike_blocks(block, integers("Q", low_number.to_bytes(8 * count, "little")), units)
+            return
+        states = raw[::8].translate(_STATE_OF)
+        if low_bits & lanes.reserved:
+            self._reserved(block, integers("Q", low_bits.to_bytes(8 * count, "little")))
+        self._states(block, states, units)
 
-    def _lanes(self, count: int) -> tuple[int, int, int]:
-        """Return, for so many entries as one number, the masks of low bits and places, and of FULLY_PRESENT."""
+    def _lanes(self, count: int) -> _Lanes:
         if count not in self._masks:
             ones = int.from_bytes(b"\1\0\0\0\0\0\0\0" * count, "little")
-            self._masks[count] = ones * (c.ALIGNMENT - 1), ones * ((1 << 44) - 1), ones * _FULL
+            self._masks[count] = _Lanes(
+                low=ones * (c.ALIGNMENT - 1),
+                reserved=ones * c.RESERVED_MASK,
+                unit=ones * ((1 << 44) - 1),
+                full=ones * _FULL,
+            )
         return self._masks[count]
 
-    def _unlike_blocks(self, block: int, lows: array[int], units: array[int]) -> None:
-        for low, count in Counter(lows).items():
-            self._judge_low_bits(block, lows, low, count)
-        if not any(units) and not {low & c.STATE_MASK for low in lows} & {_FULL, _PARTIAL}:
-            return
-        stored, places = [], []
-        for number, (low, unit) in enumerate(zip(lows, units, strict=True)):
-            state = low & c.STATE_MASK
-            if state in (_FULL, _PARTIAL):
-                stored.append(number)
-                places.append(unit)
-                if state == _FULL:
-                    self._full += 1
-                elif self._differencing:
-                    self._partial.append(block + number)
-            elif unit:
-                if state in _OF_NOBODY:
-                    if self._collector.wants("BAT-STALE-OFFSET"):
-                        self._bad_block(
-                            "BAT-STALE-OFFSET",
-                            block + number,
-                            f"it is absent, and has the offset {unit << 20:#x}",
-                        )
-                    else:
-                        self._collector.skip("BAT-STALE-OFFSET", WARNING, 1)
-                else:
-                    self._has_anchors = True
-        if stored:
-            self._stored(block, stored, places)
+    def _reserved(self, block: int, lows: array[int]) -> None:
+        numbers = [number for number, low in enumerate(lows) if low & c.RESERVED_MASK]
+        self._report("BAT-RESERVED", block, numbers, "reserved bits are set", WARNING, repairable=True)
 
-    def _judge_low_bits(self, block: int, lows: array[int], low: int, count: int) -> None:
-        """Judge state and reserved bits of the *count* entries that have the low bits *low*."""
-        state = low & c.STATE_MASK
-        if low & c.RESERVED_MASK:
-            self._report_low("BAT-RESERVED", WARNING, block, lows, low, count, "reserved bits are set", True)
-        if state == _PARTIAL and not self._differencing:
-            self.partial_without_parent += count
+    def _states(self, block: int, states: bytes, units: array[int]) -> None:
+        """Judge blocks by their states, of which not all are FULLY_PRESENT."""
+        self._full += states.count(_FULL)
+        if not self._differencing and _PARTIAL in states:
+            numbers = _where(states, (_PARTIAL,))
+            self.partial_without_parent += len(numbers)
             message = "its state PARTIALLY_PRESENT belongs in differencing files only"
-            self._report_low("BAT-STATE", "corrupt", block, lows, low, count, message, False)
-        elif state in (4, _DRAFT_UNMAPPED):
-            self._report_low(
-                "BAT-STATE",
-                "corrupt",
-                block,
-                lows,
-                low,
-                count,
-                f"its state {state} is reserved",
-                state == _DRAFT_UNMAPPED,
-            )
+            self._report("BAT-STATE", block, numbers, message, CORRUPT, repairable=False)
+        for state in _RESERVED:
+            if state in states:
+                message = f"its state {state} is reserved"
+                numbers = _where(states, (state,))
+                repairable = state == _DRAFT_UNMAPPED
+                self._report("BAT-STATE", block, numbers, message, CORRUPT, repairable=repairable)
+        if self._differencing and _PARTIAL in states:
+            self._partial += [block + number for number in _where(states, (_PARTIAL,))]
+        stored = _where(states, _STORED)
+        if stored:
+            self._stored(block, stored, [units[number] for number in stored])
+        if len(stored) < len(states) and any(units):
+            stale = [number for number in _where(states, _OF_NOBODY) if units[number]]
+            self._report("BAT-STALE-OFFSET", block, stale, "it is absent, and has an offset", WARNING)
+            self._has_anchors |= any(units[number] for number in _where(states, _KEEPING))
 
-    def _report_low(
+    def _report(
         self,
         code: str,
-        severity: str,
         block: int,
-        lows: array[int],
-        low: int,
-        count: int,
+        numbers: list[int],
         message: str,
-        repairable: bool,
+        severity: str,
+        *,
+        repairable: bool | None = None,
     ) -> None:
-        at = -1
-        while count and self._collector.wants(code):
-            at = lows.index(low, at + 1)
-            self._bad_block(code, block + at, message, severity, repairable=repairable)
-            count -= 1
-        self._collector.skip(code, severity, count)
+        """Find the same of many blocks, whose *numbers* count from *block*."""
+        for done, number in enumerate(numbers):
+            if not self._collector.wants(code):
+                self._collector.skip(code, severity, len(numbers) - done)
+                return
+            self._bad_block(code, block + number, message, severity, repairable=repairable)
 
     def _stored(self, block: int, numbers: Sequence[int], units: Sequence[int]) -> None:
         """Enter blocks with content: *numbers* count from *block*."""
         self._allocated += len(numbers)
         if max(units) > self._last_unit or not min(units):
-            kept_numbers, kept_units = [], []
+            end = self._map.units
+            outside = [number for number, unit in zip(numbers, units, strict=True) if unit >= end]
+            self._report(
+                "BAT-RANGE",
+                block,
+                outside,
+                f"it lies behind the end of the file at {self._table.file_size:#x}",
+                CORRUPT,
+                repairable=False,
+            )
+            inside = []
             for number, unit in zip(numbers, units, strict=True):
-                if unit and unit <= self._last_unit:
-                    kept_numbers.append(number)
-                    kept_units.append(unit)
-                else:
+                if 0 < unit <= self._last_unit:
+                    inside.append((number, unit))
+                elif unit < end:
                     self._misplaced(block + number, unit)
-            numbers, units = kept_numbers, kept_units
-        for at in self._map.claim_all(units, self._count):
-            self._clash(block + numbers[at], units[at], is_anchor=False)
+            numbers, units = [number for number, _ in inside], [unit for _, unit in inside]
+        clashes = self._map.claim_all(units, self._count)
+        self._add_clashes(block, numbers, units, clashes, are_anchors=False)
+
+    def _add_clashes(
+        self,
+        block: int,
+        numbers: Sequence[int],
+        units: Sequence[int],
+        clashes: list[int],
+        *,
+        are_anchors: bool,
+    ) -> None:
+        for done, at in enumerate(clashes):
+            if not self._overlaps.wants_more:
+                self._overlaps.skip(len(clashes) - done, are_anchors=are_anchors)
+                return
+            self._overlaps.add_block(block + numbers[at], units[at], is_anchor=are_anchors)
 
     def _misplaced(self, block: int, unit: int) -> None:
         place = unit << 20
         if not unit:
             self._bad_block(
-                "BAT-OFFSET", block, f"it is present at {place:#x}, in the header section", "corrupt"
+                "BAT-OFFSET", block, f"it is present at {place:#x}, in the header section", CORRUPT
             )
             return
         if place + self._geometry.used_length(block) <= self._table.file_size:
@@ -329,10 +280,10 @@ class BatCheck:
                 "BAT-RANGE",
                 block,
                 f"it lies at {place:#x}, and the file ends at {self._table.file_size:#x}",
-                "corrupt",
+                CORRUPT,
             )
         if self._map.claim(unit, self._count):
-            self._clash(block, unit, is_anchor=False)
+            self._overlaps.add_block(block, unit)
 
     # -- sector bitmaps -----------------------------------------------------------------------
 
@@ -377,7 +328,8 @@ class BatCheck:
         else:
             wrong = self._misplaced_bitmap(place)
             if not wrong and self._map.claim(unit_of(place), 1):
-                self._clash(index, unit_of(place), is_anchor=False, bitmap=chunk)
+                self._overlaps.add_bitmap(chunk, unit_of(place))
+                return  # what stands there is another's
         if wrong:
             if partial:
                 count = f" and {len(partial) - 1} more" if len(partial) > 1 else ""
@@ -401,7 +353,7 @@ class BatCheck:
             return f"it is present at {place:#x}, in the header section"
         if place + c.SECTOR_BITMAP_SIZE > self._table.file_size:
             return f"it lies at {place:#x}, and the file ends at {self._table.file_size:#x}"
-        owner = self._span_at(unit_of(place), 1)
+        owner = self._table.owner_at(unit_of(place), 1)
         return f"it lies at {place:#x}, on the {owner}" if owner else ""
 
     # -- padding ------------------------------------------------------------------------------
@@ -429,137 +381,34 @@ class BatCheck:
     def _check_anchors(self) -> None:
         """Enter what blocks without content, or with a reserved state, keep."""
         size = self._geometry.block_size
-        for block, entry in self._entries_by_block():
-            state, unit = entry & c.STATE_MASK, unit_of(entry)
-            if not unit or state in (_FULL, _PARTIAL) or state in _OF_NOBODY:
+        last = (self._table.file_size - size) // c.ALIGNMENT
+        for first, index, part in self._table.entries():
+            if index is not None:
                 continue
-            if state not in _ANCHORS:
-                self._map.claim(unit, self._count)
-            elif (unit << 20) + size > self._table.file_size:
-                self._bad_block(
-                    "BAT-RANGE",
-                    block,
-                    f"it keeps space at {unit << 20:#x}, and the file ends at {self._table.file_size:#x}",
-                    WARNING,
-                    repairable=True,
-                )
-            elif not self._map.is_free(unit, self._count):
-                self._clash(block, unit, is_anchor=True)
-            else:
-                self._map.claim(unit, self._count)
-                self._anchored += size
-
-    def _entries_by_block(self) -> Iterator[tuple[int, int]]:
-        for first, entries in self._table.all_pieces():
-            for number, index, part in self._table.segments(first, entries):
-                if index is None and number < self._geometry.block_count:
-                    yield from enumerate(part, number)
-
-    def _clash(self, number: int, unit: int, *, is_anchor: bool, bitmap: int | None = None) -> None:
-        """Take note of a block *number*, or of a bitmap with the index *number*."""
-        self._clash_count[is_anchor] += 1
-        if len(self._clashes) < LIMIT:
-            if bitmap is None:
-                index, name = self._geometry.payload_index(number), f"BAT entry of block {number}"
-            else:
-                index, name = number, f"BAT entry of sector bitmap {bitmap}"
-            count = self._count if bitmap is None else 1
-            self._clashes.append(_Clash(index, name, unit, count, is_anchor))
-
-    def _name_clashes(self) -> None:
-        """Find out who else lies where blocks clash: a second pass, and only then."""
-        if not self._clashes:
-            return
-        owners: dict[int, tuple[int, str]] = {}  # index of the clash -> index and name of the other owner
-        for clash in self._clashes:
-            span = self._span_at(clash.unit, clash.count)
-            if span is not None:
-                owners[clash.index] = -1, span
-        wanted = {clash.index: clash for clash in self._clashes if clash.index not in owners}
-        by_unit: dict[int, list[_Clash]] = {}
-        for clash in wanted.values():
-            for unit in range(clash.unit, clash.unit + clash.count):
-                by_unit.setdefault(unit, []).append(clash)
-        for first, entries in self._table.all_pieces() if wanted else ():
-            if not wanted:
-                break
-            for number, index, part in self._table.segments(first, entries):
-                self._find_owners(number, index, part, by_unit, wanted, owners)
-        shifted = set()
-        for clash in self._clashes:
-            other, name = owners.get(clash.index, (-1, "another structure"))
-            message = f"it lies at {clash.unit << 20:#x}, on the {name}"
-            self._collector.found(
-                "BAT-OVERLAP",
-                self._table.place(clash.index),
-                message,
-                structure=clash.name,
-                severity=WARNING if clash.is_anchor else None,
-                repairable=clash.is_anchor,
+            states = little_endian(part)[::8].translate(_STATE_OF)
+            for number in _where(states, _RESERVED):
+                self._map.claim(unit_of(part[number]), self._count)
+            numbers = [number for number in _where(states, _ANCHORS) if part[number] >= c.ALIGNMENT]
+            outside = [number for number in numbers if unit_of(part[number]) > last]
+            self._report(
+                "BAT-RANGE",
+                first,
+                outside,
+                f"it keeps space behind the end of the file at {self._table.file_size:#x}",
+                WARNING,
+                repairable=True,
             )
-            page = clash.index * c.BAT_ENTRY_SIZE // _PAGE
-            if other == clash.index - 1 and other * c.BAT_ENTRY_SIZE // _PAGE == page and page not in shifted:
-                shifted.add(page)
-                self._judge_shift(clash)
-        for is_anchor, count in self._clash_count.items():
-            kept = sum(clash.is_anchor == is_anchor for clash in self._clashes)
-            self._collector.skip("BAT-OVERLAP", WARNING if is_anchor else "corrupt", count - kept)
-
-    def _find_owners(
-        self,
-        number: int,
-        index: int | None,
-        entries: array[int],
-        by_unit: dict[int, list[_Clash]],
-        wanted: dict[int, _Clash],
-        owners: dict[int, tuple[int, str]],
-    ) -> None:
-        count = self._count if index is None else 1
-        if index is not None and not self._differencing:
-            return
-        if index is None and number >= self._geometry.block_count:
-            return
-        for at, entry in enumerate(entries):
-            if entry & c.STATE_MASK not in (_FULL, _PARTIAL, *_ANCHORS):
-                continue
-            first = unit_of(entry)
-            units = (first,) if count == 1 else range(first, first + count)
-            touched = [clash for unit in units if unit in by_unit for clash in by_unit[unit]]
-            if not touched:
-                continue
-            mine = self._geometry.payload_index(number + at) if index is None else index
-            name = f"block {number + at}" if index is None else f"sector bitmap {number}"
-            for clash in touched:
-                if clash.index != mine and clash.index in wanted:
-                    del wanted[clash.index]
-                    owners[clash.index] = mine, name
-                    for unit in range(clash.unit, clash.unit + clash.count):
-                        by_unit[unit].remove(clash)
-                        if not by_unit[unit]:
-                            del by_unit[unit]
-
-    def _judge_shift(self, clash: _Clash) -> None:
-        if not self._table.creator.startswith("QEMU"):
-            return
-        if self._table.read(8, self._table.place(clash.index)) == self._table.read(
-            8, self._table.place(clash.index - 1)
-        ):
-            self._collector.found(
-                "BAT-SHIFT",
-                self._table.place(clash.index),
-                "this entry and the one before are equal: QEMU before 7.2.2 shifted entries when it wrote a page",
-            )
-
-    def _span_at(self, unit: int, count: int) -> str | None:
-        start, end = unit << 20, unit + count << 20
-        if start < c.HEADER_SECTION_SIZE:
-            return "header section"
-        return next((span.owner for span in self._spans if span.start < end and start < span.end), None)
+            if outside:
+                numbers = [number for number in numbers if unit_of(part[number]) <= last]
+            units = [unit_of(part[number]) for number in numbers]
+            clashes = self._map.claim_all(units, self._count)
+            self._anchored += (len(units) - len(clashes)) * size
+            self._add_clashes(first, numbers, units, clashes, are_anchors=True)
 
     def _usage(self) -> Usage:
         table, used, end = self._table, self._map.used(), self._map.end()
         slack = max(0, table.file_size - (end << 20))
-        needed = c.HEADER_SECTION_SIZE + sum(span.end - span.start for span in self._spans)
+        needed = c.HEADER_SECTION_SIZE + sum(span.end - span.start for span in table.spans)
         needed += self._geometry.block_count * self._geometry.block_size
         if table.kind == "fixed":
             if table.file_size < needed:
@@ -608,3 +457,11 @@ class BatCheck:
             structure=f"BAT entry of block {block}",
             repairable=repairable,
         )
+
+
+def _where(states: bytes, wanted: tuple[int, ...]) -> list[int]:
+    """Return the numbers of the blocks that have one of some states."""
+    table = _SELECT.get(wanted)
+    if table is None:
+        table = _SELECT[wanted] = bytes(byte in wanted for byte in range(256))
+    return list(compress(range(len(states)), states.translate(table)))

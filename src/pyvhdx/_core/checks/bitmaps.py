@@ -22,16 +22,17 @@ def check_bitmap(
     collector: Collector,
 ) -> None:
     """Judge the bitmap at *place*; *partial* are the PARTIALLY_PRESENT blocks of its chunk."""
+    name = f"sector bitmap {chunk}"
+    width = geometry.bitmap_bytes_per_block
     run = next_data(place)
     if run is None or run[0] >= place + SECTOR_BITMAP_SIZE:
-        bits = bytes(SECTOR_BITMAP_SIZE)
-    else:
-        bits = read(SECTOR_BITMAP_SIZE, place)
-    name = f"sector bitmap {chunk}"
+        for block in partial:
+            _judge_block(block, 0, place + (block - chunk * geometry.chunk_ratio) * width, name, collector)
+        return
+    bits = read(SECTOR_BITMAP_SIZE, place)
     if len(bits) < SECTOR_BITMAP_SIZE:
         collector.found("BITMAP-RANGE", place, "the file ends inside it", structure=name)
         return
-    width = geometry.bitmap_bytes_per_block
     rest = bytearray(bits)
     for block in partial:
         start = (block - chunk * geometry.chunk_ratio) * width
@@ -39,12 +40,7 @@ def check_bitmap(
         mine = int.from_bytes(bits[start : start + width], "little")
         ones = (mine & (1 << sectors) - 1).bit_count()
         if ones in (0, sectors):
-            code, message = (
-                ("BITMAP-NONE", "has no sector here; it could be NOT_PRESENT")
-                if not ones
-                else ("BITMAP-FULL", "has all its sectors here; it could be FULLY_PRESENT")
-            )
-            collector.found(code, place + start, f"PARTIALLY_PRESENT block {block} {message}", structure=name)
+            _judge_block(block, ones, place + start, name, collector)
         rest[start : start + width] = (mine >> sectors << sectors).to_bytes(width, "little")
     sectors = (geometry.size >> geometry.sector_shift) - chunk * geometry.chunk_ratio * 8 * width
     behind = sectors >> 3
@@ -66,3 +62,13 @@ def check_bitmap(
         f"{chunk * geometry.chunk_ratio + stale[0]} first",
         structure=name,
     )
+
+
+def _judge_block(block: int, ones: int, place: int, name: str, collector: Collector) -> None:
+    """Report a PARTIALLY_PRESENT block of which no sector is here, or every one is."""
+    code, message = (
+        ("BITMAP-FULL", "has all its sectors here; it could be FULLY_PRESENT")
+        if ones
+        else ("BITMAP-NONE", "has no sector here; it could be NOT_PRESENT")
+    )
+    collector.found(code, place, f"PARTIALLY_PRESENT block {block} {message}", structure=name)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pyvhdx._core.checks.bat import BatCheck, Table
+from pyvhdx._core.checks.bat import BatCheck
 from pyvhdx._core.checks.header_section import check_header_section
 from pyvhdx._core.checks.locator import check_locator
 from pyvhdx._core.checks.log import check_log
 from pyvhdx._core.checks.metadata import check_metadata, may_be_dropped
 from pyvhdx._core.checks.regions import check_regions, used_end
+from pyvhdx._core.checks.table import Table
 from pyvhdx._core.regions import region_name
 from pyvhdx._core.rules import CORRUPT
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyvhdx._core.bitmap import runs
+from pyvhdx._core.checks.occupancy import Occupancy, unit_of
 from pyvhdx.format import constants as c
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pyvhdx._core.checks.bat import Table
     from pyvhdx._core.checks.collector import Collector
+    from pyvhdx._core.checks.table import Table
 
 _FULL, _PARTIAL = int(c.PayloadState.FULLY_PRESENT), int(c.PayloadState.PARTIALLY_PRESENT)
 _PIECE = 1 << 20
@@ -23,12 +24,15 @@ def check_payload(table: Table, collector: Collector, advance: Callable[[int], o
     Read everything that the file stores of the disk.
 
     *advance* is told how many bytes of blocks have been looked at.  Of a PARTIALLY_PRESENT block
-    that is what its bitmap claims.
+    that is what its bitmap claims; of blocks at one place only the first is read.
     """
     geometry = table.geometry
+    seen = Occupancy(table.file_size)
     zeros = 0
     for block, entry in _stored(table):
         place, length = entry & c.OFFSET_MASK, geometry.used_length(block)
+        if seen.claim(unit_of(place), geometry.block_size // c.ALIGNMENT):
+            continue  # or a small file with a large table would be read for days
         if entry & c.STATE_MASK == _FULL:
             zeros += not _read(table, collector, block, place, place + length)
         else:
