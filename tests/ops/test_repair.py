@@ -98,6 +98,33 @@ def test_what_is_repairable_is_mended_and_the_rest_is_left_as_it_is(
     assert not os.path.exists(report.undo)
 
 
+# QEMU knows no differencing files.
+_FOR_QEMU = [
+    specimen
+    for specimen in SPECIMENS
+    if specimen.repairable
+    and not specimen.name.endswith("-bitmap")
+    and not specimen.code.startswith(("LOCATOR", "PARENT", "BITMAP"))
+]
+
+
+@pytest.mark.peer("qemu-img", "libvhdi")
+@pytest.mark.parametrize("specimen", _FOR_QEMU, ids=lambda specimen: specimen.name)
+def test_peers_read_what_was_mended(specimen: Specimen, tmp_path: Path) -> None:
+    import pyvhdi  # noqa: PLC0415
+
+    path = specimen.make(tmp_path)
+    pyvhdx.repair(path, undo=False)
+    with pyvhdx.open(path) as image:
+        size, expected = image.size, image.pread(8 * MIB, 0)
+    assert size <= 8 * MIB
+    assert qemu_reads(path) == expected
+    peer = pyvhdi.file()
+    peer.open(str(path))
+    assert peer.read_buffer(size) == expected
+    peer.close()
+
+
 # What each choice leaves: (name of a specimen, choices, what is still wrong, whether something is lost).
 CHOSEN: list[tuple[str, dict[Any, str], set[str], bool]] = [
     ("HEADER-TIE-alike", {"HEADER-TIE": "first"}, set(), False),
@@ -301,6 +328,17 @@ def test_nothing_grows_over_a_block_that_is_not_decided_about(tmp_path: Path) ->
     with pyvhdx.open(path) as opened:
         assert opened.pread(MIB, 4 * MIB) == bytes(MIB)
         assert opened.pread(MIB, 3 * MIB) == opened.pread(MIB, 2 * MIB)
+
+
+def test_a_device_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that needs more room is done, and what does not is."""
+    monkeypatch.setattr("pyvhdx.ops.repair._is_device", lambda _: True)
+    path = write(disk(bat={3: 5 * MIB | FULL, 4: 9 * MIB | ZERO}), tmp_path)
+    size = path.stat().st_size
+    report = pyvhdx.repair(path, choices={"BAT-OVERLAP": "copy"})
+    assert set(report.done_counts) == {"BAT-STALE-OFFSET"}
+    assert (report.left[0].finding.code, path.stat().st_size) == ("BAT-OVERLAP", size)
+    assert pyvhdx.repair(path, undo=False, choices={"BAT-OVERLAP": "first"}).left == []
 
 
 def test_only_a_visible_repair_gives_a_new_data_write_guid(tmp_path: Path) -> None:

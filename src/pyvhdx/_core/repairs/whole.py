@@ -120,7 +120,6 @@ class FileRepair:
                 if choice is None:
                     return None
                 self._plan.note("HEADER-TIE", place, f"the {choice} header counts, and was written twice")
-                self._plan.is_visible = choice == "second"
                 number = ("first", "second").index(choice)
                 # Judged alone: the other one is no longer there.
                 copies = (copies[number], b"") if number == 0 else (b"", copies[number])
