@@ -103,7 +103,7 @@ _FOR_QEMU = [
     specimen
     for specimen in SPECIMENS
     if specimen.repairable
-    and not specimen.name.endswith("-bitmap")
+    and not specimen.name.endswith(("-bitmap", "KIND"))
     and not specimen.code.startswith(("LOCATOR", "PARENT", "BITMAP"))
 ]
 
