@@ -1,6 +1,7 @@
 """Read, write and make Microsoft VHDX virtual disks in pure Python."""
 
 from pyvhdx._core.locator import ParentLocator
+from pyvhdx._core.repairs.plan import Loss
 from pyvhdx._core.trim import TrimMode
 from pyvhdx._version import __version__
 from pyvhdx.chain import is_vhdx, open
@@ -26,7 +27,9 @@ from pyvhdx.info import Extent, ImageInfo
 from pyvhdx.ops.check import CheckReport, check
 from pyvhdx.ops.convert import ConvertReport, convert
 from pyvhdx.ops.create import create
+from pyvhdx.ops.repair import Remaining, Repaired, RepairReport, repair
 from pyvhdx.ops.salvage import SalvageReport, UnreadableRange, salvage
+from pyvhdx.ops.undo import UndoReport, undo_repair
 from pyvhdx.user_metadata import UserMetadata
 
 __all__ = [
@@ -40,16 +43,21 @@ __all__ = [
     "ImageInfo",
     "LockedError",
     "LogPendingError",
+    "Loss",
     "NotVHDXError",
     "ParentCycleError",
     "ParentError",
     "ParentLocator",
     "ParentMismatchError",
     "ParentNotFoundError",
+    "Remaining",
+    "RepairReport",
+    "Repaired",
     "RequestError",
     "SalvageReport",
     "StateError",
     "TrimMode",
+    "UndoReport",
     "UnreadableRange",
     "UnsupportedImageError",
     "UserMetadata",
@@ -61,5 +69,7 @@ __all__ = [
     "create",
     "is_vhdx",
     "open",
+    "repair",
     "salvage",
+    "undo_repair",
 ]

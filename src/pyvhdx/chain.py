@@ -30,7 +30,7 @@ from pyvhdx.errors import (
 )
 from pyvhdx.format.constants import IDENTIFIER_SIGNATURE, MAX_CHAIN_DEPTH, PARENT_LOCATOR, ZERO_GUID
 from pyvhdx.image import VHDXImage
-from pyvhdx.storage import LocalFile, can_seek, open_file_object, open_local, refuse_no_file
+from pyvhdx.storage import LocalFile, can_seek, file_behind, open_file_object, open_local, refuse_no_file
 from pyvhdx.storage.locks import READER, WRITER
 from pyvhdx.storage.wrapper import is_storage
 
@@ -425,10 +425,11 @@ def _lies_in(path: str, folder: str) -> bool:
 
 def is_at_its_path(image: VHDXImage) -> bool:
     """Return whether the image's name is the path, from here, of the file that is open."""
-    if not isinstance(image._file.raw, LocalFile):
+    file = file_behind(image._file.raw)
+    if file is None:
         return False
     try:
-        return os.path.samestat(os.stat(image.name), image._file.raw.status())
+        return os.path.samestat(os.stat(image.name), file.status())
     except (OSError, ValueError):
         return False
 
@@ -506,8 +507,9 @@ def _problem(
 
 
 def _is_same(one: VHDXImage, other: VHDXImage) -> bool:
-    if isinstance(one._file.raw, LocalFile) and isinstance(other._file.raw, LocalFile):
-        if os.path.samestat(one._file.raw.status(), other._file.raw.status()):
+    files = file_behind(one._file.raw), file_behind(other._file.raw)
+    if files[0] is not None and files[1] is not None:
+        if os.path.samestat(files[0].status(), files[1].status()):
             return True
     elif one._file.raw is other._file.raw:
         return True

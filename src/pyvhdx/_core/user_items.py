@@ -82,7 +82,7 @@ def plan_change(
     flags = old.flags & ~IS_VIRTUAL_DISK if old is not None else IS_USER
     if of_disk or (of_disk is None and old is not None and old.flags & IS_VIRTUAL_DISK):
         flags |= IS_VIRTUAL_DISK
-    place = _place_for(entries, region_length, old, len(data))
+    place = place_for(entries, region_length, old, len(data))
     new = MetadataTableEntry(item_id=item_id, offset=place, length=len(data), flags=flags)
     table = []
     if new != old:
@@ -93,7 +93,7 @@ def plan_change(
     return ItemChange(data, place, table)
 
 
-def _place_for(
+def place_for(
     entries: list[MetadataTableEntry], region_length: int, old: MetadataTableEntry | None, length: int
 ) -> int:
     """Return where in the region an item goes; the place it has, where it is not longer than before."""

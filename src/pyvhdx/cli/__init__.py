@@ -19,7 +19,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from pyvhdx._version import __version__
-from pyvhdx.cli import check, convert, create, dump, info, map, meta, read, salvage, trim, write
+from pyvhdx.cli import check, convert, create, dump, info, map, meta, read, repair, salvage, trim, write
 from pyvhdx.cli.common import printable
 from pyvhdx.errors import LockedError, LogPendingError, ParentError, RequestError, VHDXError
 from pyvhdx.storage.locks import WITHOUT_LOCKS
@@ -27,7 +27,7 @@ from pyvhdx.storage.locks import WITHOUT_LOCKS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_COMMANDS = (create, info, check, map, read, write, trim, meta, convert, salvage, dump)
+_COMMANDS = (create, info, check, repair, map, read, write, trim, meta, convert, salvage, dump)
 
 # What sentences about a parameter begin with.
 _PARAMETER = re.compile(

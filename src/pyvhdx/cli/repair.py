@@ -1,0 +1,138 @@
+"""``pyvhdx repair``."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import TYPE_CHECKING, Any
+
+from pyvhdx.cli import common
+from pyvhdx.errors import RequestError
+from pyvhdx.ops.repair import repair
+from pyvhdx.ops.undo import undo_repair
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from pyvhdx.ops.repair import RepairReport
+
+_SOMETHING_IS_LEFT = 1
+_CHOICE = re.compile(r"([A-Z-]+)(?:@(0x[0-9a-fA-F]+|[0-9]+))?=([a-z]+)")
+
+
+def add_to(commands: Any) -> None:
+    """Add the sub-command."""
+    parser = commands.add_parser(
+        "repair",
+        help="mend what is wrong with an image, or undo that",
+        description="Exit status: 0 nothing corrupt is left, 1 something is, or the repair failed.",
+    )
+    parser.add_argument("image")
+    common.add_dry_run(parser)
+    parser.add_argument(
+        "--choose",
+        metavar="CODE[@OFFSET]=CHOICE",
+        action="append",
+        type=choice,
+        default=[],
+        help="what to do about damage that has more than one cure; without --choose it is left, and its choices are listed",
+    )
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument(
+        "--undo-file", metavar="FILE", help="keep there what is overwritten; IMAGE.undo without this"
+    )
+    place.add_argument("--no-undo", action="store_true", help="keep nothing of what is overwritten")
+    parser.add_argument(
+        "--undo", action="store_true", help="put back what the undo file holds, and remove it"
+    )
+    common.add_quiet(parser)
+    common.add_output(parser)
+    common.add_open(parser)
+    parser.set_defaults(run=run)
+
+
+def choice(text: str) -> tuple[str | tuple[str, int], str]:
+    """Read a choice as `repair` takes it: for a code, or for the finding at an offset."""
+    match = _CHOICE.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no choice; write BAT-OVERLAP=copy or BAT-OVERLAP@0x300008=copy"
+        )
+    code, offset, chosen = match.groups()
+    return (code if offset is None else (code, int(offset, 0))), chosen
+
+
+def run(parsed: Namespace) -> int:
+    if parsed.undo:
+        _undo(parsed)
+        return 0
+    with common.Progress(parsed) as progress:
+        report = repair(
+            parsed.image,
+            dry_run=parsed.dry_run,
+            undo=False if parsed.no_undo else parsed.undo_file,
+            choices=dict(parsed.choose),
+            progress=progress,
+            **common.how(parsed),
+        )
+    if parsed.output == "json":
+        common.print_json(describe(report))
+    elif not parsed.quiet:
+        _print_human(report)
+    return 0 if report.is_clean else _SOMETHING_IS_LEFT
+
+
+def _undo(parsed: Namespace) -> None:
+    if parsed.dry_run or parsed.no_undo or parsed.choose:
+        raise RequestError("--undo goes with --undo-file only")
+    with common.Progress(parsed) as progress:
+        report = undo_repair(
+            parsed.image,
+            parsed.undo_file or parsed.image + ".undo",
+            progress=progress,
+            lock=not parsed.force_share,
+        )
+    if parsed.output == "json":
+        common.print_json(report.to_dict())
+    elif not parsed.quiet:
+        print(
+            f"{common.printable(report.image)}: as before the repair, {common.human(report.size)} long; "
+            f"{common.human(report.restored)} were put back"
+        )
+
+
+def describe(report: RepairReport) -> dict[str, Any]:
+    """Return the report for JSON, with keys as the other commands have them."""
+    return {key.replace("_", "-"): value for key, value in report.to_dict().items()}
+
+
+def _print_human(report: RepairReport) -> None:
+    print(f"{common.printable(report.image)}:")
+    for repaired in report.done:
+        would = "would be " if report.dry_run else ""
+        print(f"  {would}mended: {common.printable(str(repaired.finding))}; {repaired.action}")
+    for remaining in report.left:
+        print(f"  left: {remaining.finding.severity}: {common.printable(str(remaining.finding))}")
+        if remaining.choices:
+            at = f"{remaining.finding.code}@{remaining.finding.offset:#x}"
+            print(f"    --choose {at}={'|'.join(remaining.choices)}")
+        if remaining.reason:
+            print(f"    {remaining.reason}")
+    for loss in report.lost:
+        where = (
+            ""
+            if loss.offset is None
+            else f"bytes {loss.offset:#x} to {loss.offset + loss.length:#x} of the disk: "
+        )
+        print(f"  lost: {where}{common.printable(loss.message)}")
+    print(_summary(report))
+
+
+def _summary(report: RepairReport) -> str:
+    done, left = sum(report.done_counts.values()), sum(report.left_counts.values())
+    if not done and not left:
+        return "nothing is wrong"
+    words = f"{done} {'would be ' if report.dry_run else ''}mended, {left} left"
+    if report.undo is not None:
+        words += f"; what was overwritten is in {common.printable(report.undo)}"
+    return words
