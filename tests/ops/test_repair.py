@@ -612,3 +612,18 @@ def test_the_page_on_repairing_lists_every_choice() -> None:
             listed.setdefault(code, set()).add(cells[1])
     listed["BAT-SHIFT"] = listed["BAT-OVERLAP"]
     assert listed == {code: set(choices) for code, choices in CHOICES.items()}
+
+
+def test_a_bitmap_that_shares_its_place_is_left_alone(tmp_path: Path) -> None:
+    """Bits that are cleared there would be another block's bytes."""
+    blocks = {1: Block(PARTIAL, frozenset({1})), 3: Block(FULL), 4097: Block(FULL)}
+    image = child(size=5 << 30, blocks=blocks)
+    image.bat = {image.bitmap_index(0): 5 * MIB | 6}  # where block 3 lies
+    image.patches = [(8 * MIB, b"\1")]  # a bit of block 4096, which has none
+    parent().write(tmp_path / "parent.vhdx")
+    path = write(image, tmp_path)
+    before = path.read_bytes()
+    report = pyvhdx.repair(path)
+    assert set(report.done_counts) == {"BITMAP-STALE"}
+    assert set(report.left_counts) - {"PARENT-SIZE"} == {"BAT-OVERLAP"}
+    assert path.read_bytes()[5 * MIB : 6 * MIB] == before[5 * MIB : 6 * MIB]
