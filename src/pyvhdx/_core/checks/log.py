@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from heapq import merge
 from typing import TYPE_CHECKING
 
 from pyvhdx._core.log_entry import MAX_DESCRIPTORS
@@ -38,10 +39,12 @@ def check_log(known: Survey, collector: Collector) -> None:
             ring.offset + twins[1].position,
             f"{len(twins)} sequences end with number {head.sequence_number}; the first is replayed",
         )
-    strays = list(_strays(known, replay))
-    if strays:
-        what = f"and {len(strays) - 1} more places " if len(strays) > 1 else ""
-        collector.found("LOG-STRAY", at, f"the log writes at {strays[0]:#x} {what}where no metadata lies")
+    strays = _strays(known, replay)
+    first = next(strays, None)
+    if first is not None:
+        others = sum(1 for _ in strays)
+        what = f"and {others} more places " if others else ""
+        collector.found("LOG-STRAY", at, f"the log writes at {first:#x} {what}where no metadata lies")
 
 
 def _check_entries(ring: Ring, replay: Replay, collector: Collector) -> None:
@@ -74,11 +77,11 @@ def _strays(known: Survey, replay: Replay) -> Iterator[int]:
     ]
     limit = replay.entries[-1].header.last_file_offset
     bitmaps: set[int] | None = None
-    ranges = [(at, at + c.LOG_SECTOR_SIZE) for at in replay.pages]
-    ranges += zip(*replay.zeroed, strict=True)
+    # Both may be millions, and the ranges are in order already.
+    pages = ((at, at + c.LOG_SECTOR_SIZE) for at in sorted(replay.pages))
     spans.sort()
     starts = [start for start, _ in spans]
-    for start, end in sorted(ranges):
+    for start, end in merge(pages, zip(*replay.zeroed, strict=True)):
         number = bisect_right(starts, start) - 1
         inside = number >= 0 and end <= spans[number][1]
         if not inside:
