@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import struct
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests.corpus.handmade import (
     FULL,
     LOCATOR,
     MIB,
+    PARTIAL,
     PHYSICAL,
     ZERO,
     Block,
@@ -627,3 +629,24 @@ def test_a_bitmap_that_shares_its_place_is_left_alone(tmp_path: Path) -> None:
     assert set(report.done_counts) == {"BITMAP-STALE"}
     assert set(report.left_counts) - {"PARENT-SIZE"} == {"BAT-OVERLAP"}
     assert path.read_bytes()[5 * MIB : 6 * MIB] == before[5 * MIB : 6 * MIB]
+
+
+def test_what_kept_something_from_being_mended_is_mended_first(tmp_path: Path) -> None:
+    """With a bad item nobody can say what the BAT should hold; one repair is enough for both."""
+    optional = _named("METADATA-RANGE-optional").make(tmp_path)
+    with optional.open("r+b") as file:
+        file.seek(BAT_AT + 24)
+        file.write(struct.pack("<Q", 9 * MIB | ZERO))
+    report = pyvhdx.repair(optional)
+    assert set(report.done_counts) == {"METADATA-RANGE", "BAT-STALE-OFFSET"}
+    assert (report.left, len(report.lost)) == ([], 1)
+
+
+def test_a_child_whose_linkage_is_lost_is_linked_to_the_parent_that_is_named(tmp_path: Path) -> None:
+    path = _named("LOCATOR-LINKAGE").make(tmp_path)
+    base = tmp_path / "parent.vhdx"
+    report = pyvhdx.repair(path, parent=base, choices={"LOCATOR-LINKAGE": "relink"})
+    assert [loss.code for loss in report.lost] == ["LOCATOR-LINKAGE"]
+    assert wrong_in(path) == set()
+    with pyvhdx.open(path) as opened:
+        assert opened.read() == child().expected(0, 8 * MIB)

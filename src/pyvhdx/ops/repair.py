@@ -87,8 +87,8 @@ class RepairReport:
     What a repair did, or with *dry_run* would do.
 
     `done` and `left` are the corruptions and warnings of `check` that are gone, and those that are not; of
-    one code at most 1,000 are listed, and `counts` has the numbers of both.  `lost` names what was given
-    up by a choice.  `undo` is the name of the undo file, None where there is none; `is_clean` tells that no
+    one code at most 1,000 are listed, and `done_counts` and `left_counts` have the numbers.  `lost` names
+    what was given up by a choice.  `undo` is the name of the undo file, None where there is none; `is_clean` tells that no
     corruption is left.
     """
 

@@ -51,17 +51,16 @@ def plan_locator(
     wanted = _with_prefixes(pairs)
     relink = None
     if parent is not None and parent.named:
-        if linkage is None:
-            relink = plan.choose("LOCATOR-LINKAGE", place)
-        elif parent.data_write_guid not in (linkage, parse_linkage(wanted.get(form.LINKAGE2, ""))):
-            relink = plan.choose("PARENT-MISMATCH", place)
+        code = "LOCATOR-LINKAGE" if linkage is None else "PARENT-MISMATCH"
+        if parent.data_write_guid not in (linkage, parse_linkage(wanted.get(form.LINKAGE2, ""))):
+            relink = plan.choose(code, place)
         if relink is not None:
             linkage = parent.data_write_guid
             wanted = {form.LINKAGE: form.format_linkage(linkage), **wanted}
             wanted[form.LINKAGE] = form.format_linkage(linkage)
             plan.is_visible = True
             plan.lose(
-                "PARENT-MISMATCH",
+                code,
                 None,
                 0,
                 "the name of the parent that the child was made from; what is read "
