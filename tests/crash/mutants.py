@@ -518,7 +518,9 @@ class _Failures:
 
 def _first(tests: Path) -> str:
     failures = _Failures()
-    pytest.main(["-q", "-x", "-p", "no:cacheprovider", str(tests)], plugins=[failures])
+    # A test that fails leaves images open, and what is said of them then is of no interest.
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:unraisableexception"]
+    pytest.main([*options, str(tests)], plugins=[failures])
     return failures.first
 
 
