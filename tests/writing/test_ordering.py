@@ -15,6 +15,7 @@ import pytest
 import pyvhdx
 from pyvhdx import TrimMode
 from pyvhdx.testing import MemoryStorage, RecordingStorage
+from tests.corpus.handmade import sealed
 from tests.writing.checker import SLOTS, Content, content_of, current_header
 from tests.writing.watching import Watched, made
 
@@ -469,3 +470,25 @@ def test_content_is_what_was_written(page: int) -> None:
     content.truncate(5000)
     content.truncate(9000)
     assert content.read(0, 9000) == plain[:5000] + bytes(4000)
+
+
+def test_a_new_log_is_in_the_file_before_a_header_says_where_it_is() -> None:
+    """A file that came without one gets it behind its other parts."""
+    storage = made()
+    for at in SLOTS:
+        header = bytearray(storage.read_at(4096, at))
+        header[68:80] = bytes(12)
+        storage.write_at(sealed(bytes(header)), at)
+    recording = RecordingStorage(storage)
+    with pyvhdx.open(recording, "r+") as image:
+        image.pwrite(b"x", 0)
+    named = next(
+        number
+        for number, event in enumerate(recording.events)
+        if event.offset in SLOTS and event.length == 4096 and any(event.data[68:80])
+    )
+    place = int.from_bytes(recording.events[named].data[72:80], "little")
+    zeros = next(number for number, event in enumerate(recording.events) if event.offset == place)
+    assert recording.events[zeros].data == bytes(MIB)
+    assert "flush" in [event.kind for event in recording.events[zeros:named]]
+    assert recording.events[named + 1].kind == "flush"
