@@ -4,8 +4,8 @@ Bugs of ordering and reuse, seeded one at a time, and which test sees each::
     python -m tests.crash.mutants [NAME ...] [--programs 150] [--processes N] [--list]
 
 A mutant changes the source of one function in a process of its own.  There the ordering tests run, the
-atomicity tests, and then the random programs of the outcome tests, until one fails.  What no test can
-see stands in `NOT_HERE`, with the argument.  Returns 1 if a mutant survives.
+atomicity tests, and then the random programs of the outcome tests, until one fails: all of them where no
+test has seen it yet, and a tenth of them otherwise.  What no test can see stands in `NOT_HERE`, with the argument.  Returns 1 if a mutant survives.
 """
 
 from __future__ import annotations
@@ -504,7 +504,9 @@ def judge(arguments: tuple[str, int]) -> Verdict:
     began = time.monotonic()
     sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
     MUTANTS[name]()
-    return Verdict(name, _first(ORDERING), _first(ATOMICITY), _outcome(programs), time.monotonic() - began)
+    ordering, atomicity = _first(ORDERING), _first(ATOMICITY)
+    outcome = _outcome(programs // 10 if ordering or atomicity else programs)
+    return Verdict(name, ordering, atomicity, outcome, time.monotonic() - began)
 
 
 class _Failures:
@@ -529,10 +531,12 @@ def _outcome(programs: int) -> str:
         try:
             try_program(seed, 20)
         except Exception as error:  # noqa: BLE001 - whatever it is, it was noticed
-            return (
-                f"program {seed - FIRST_SEED + 1}: {type(error).__name__}: {str(error).splitlines()[0][:90]}"
-            )
+            return f"program {seed - FIRST_SEED + 1}: {type(error).__name__}: {_said(error)}"
     return ""
+
+
+def _said(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")[:90]
 
 
 def main() -> int:
