@@ -72,7 +72,8 @@ def find_regions(storage: Storage, header: Header, findings: list[Finding]) -> R
         table = choose_table(tables, first, size)
         if c.BAT_REGION in missing:
             if table is None:
-                raise cause
+                message = f"{cause.message}; a search found no BAT either, and nothing else tells where blocks lie"
+                raise type(cause)(message, cause.code, cause.structure, cause.offset, cause.section)
             known[c.BAT_REGION] = RegionTableEntry(
                 guid=c.BAT_REGION,
                 file_offset=table.start,

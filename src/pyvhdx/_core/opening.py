@@ -146,7 +146,10 @@ def _what_it_is(storage: Storage, head: bytes, size: int) -> str:
     known = recognise(head, footer, storage.name)
     if known is None:
         # Not its bytes: who named it as a parent in a locator may read this message, and not the file.
-        return "it does not begin with 'vhdxfile', and nothing else is recognised"
+        hint = ""
+        if size > c.HEADER_SECTION_SIZE:
+            hint = "; if it was one, pyvhdx salvage may still find its contents"
+        return f"it does not begin with 'vhdxfile', and nothing else is recognised{hint}"
     return f"it is {known[0]}"
 
 

@@ -97,5 +97,6 @@ def _summary(report: CheckReport) -> str:
             (report.notes, "note"),
         )
     )
-    state = "clean" if report.ok else "corrupt"
-    return f"{state}: {counts}; {common.human(report.reclaimable)} could be given back"
+    if not report.ok:  # what belongs to nothing may be what was lost
+        return f"corrupt: {counts}"
+    return f"clean: {counts}; {common.human(report.reclaimable)} could be given back"

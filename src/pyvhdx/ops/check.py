@@ -10,7 +10,7 @@ from pyvhdx._core.bat import BlockAllocationTable
 from pyvhdx._core.blocks import BlockMap
 from pyvhdx._core.checks.collector import Collector
 from pyvhdx._core.checks.file import check_file, table_of
-from pyvhdx._core.checks.payload import check_payload, partition_ends
+from pyvhdx._core.checks.payload import check_payload, check_unowned, partition_ends
 from pyvhdx._core.opening import OpenFile, refuse_pending
 from pyvhdx._core.pages import Pages
 from pyvhdx._core.regions import Regions
@@ -48,8 +48,9 @@ class CheckReport:
 
     `findings` are those of this file, of each code at most 1,000, and `counts` how many there are of
     each code, `severities` of each severity.  `corruptions`, `warnings` and `notes` count those of this
-    file and its parents.  Sizes are in bytes and of this file alone: `reclaimable` could be given back without losing anything, and
-    `end_offset` is where its last structure ends, 0 where that is not known.
+    file and its parents.  Sizes are in bytes and of this file alone: `reclaimable` could be given back
+    without losing anything (0 while something in this file is corrupt: what belongs to nothing may be
+    what was lost), and `end_offset` is where its last structure ends, 0 where that is not known.
     """
 
     name: str
@@ -136,7 +137,7 @@ def check(
     Nothing is written, and nothing that is found stops the search; a pending log is replayed in memory.
     Files that cannot be opened are checked as far as they can be made out.  A parent that is missing or
     wrong is a finding; with ``parent=False`` this file is looked at alone.  With *deep* all payload is
-    read too.  *parent*, *search*, *allow_absolute*, *within*, *verify_parent*, *log* and *lock* are those
+    read too, and where no block is stored, what belongs to nothing.  *parent*, *search*, *allow_absolute*, *within*, *verify_parent*, *log* and *lock* are those
     of `pyvhdx.open`; *progress* is called with the bytes done and the bytes known so far, and cancels
     by raising.
 
@@ -206,6 +207,11 @@ class _Members:
         if self._deep:
             self._meter.expect(usage.allocated * table.geometry.block_size)
             check_payload(table, collector, self._meter.advance)
+            if not usage.allocated:
+                left = table.file_size - (usage.space.used() << 20)
+                self._meter.expect(left)
+                check_unowned(table, usage.space, collector, self._meter.advance)
+                self._meter.finish()
 
     def follow(self, image: VHDXImage, choice: ParentChoice) -> None:
         """Look at the parents of the first file, as far as they are found."""
@@ -230,6 +236,8 @@ class _Members:
         for known, collector, sizes in reversed(
             list(zip(self._known, self.collectors, self._sizes, strict=True))
         ):
+            if collector.count_of(CORRUPT):
+                sizes["reclaimable"] = 0
             report = CheckReport(
                 name=known.raw.name,
                 findings=collector.kept,
@@ -252,6 +260,10 @@ class _Meter:
 
     def expect(self, count: int) -> None:
         self._total += count
+
+    def finish(self) -> None:
+        """What is known to be there need not be looked at any more."""
+        self.advance(max(0, self._total - self._done))
 
     def advance(self, count: int) -> None:
         self._done += count
