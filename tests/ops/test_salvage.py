@@ -573,8 +573,19 @@ class TestRequests:
     def test_a_file_without_a_bat_is_refused_for_what_was_wrong_first(self, tmp_path: Path) -> None:
         image = disk().write(tmp_path / "disk.vhdx")
         wipe(image.path, (*TABLES, (BAT_AT, MIB)))
-        with pytest.raises(pyvhdx.CorruptImageError, match="REGION-NONE"):
+        with pytest.raises(pyvhdx.CorruptImageError, match=r"found no BAT.*REGION-NONE"):
             pyvhdx.salvage(image.path, tmp_path / "out.raw")
+
+    def test_who_can_help_a_search_is_told_how(self, tmp_path: Path) -> None:
+        image = disk().write(tmp_path / "disk.vhdx")
+        wipe(image.path, FIRST_MIB + METADATA)
+        with pytest.raises(pyvhdx.NotVHDXError, match="give block_size"):
+            salvaged(image.path)
+        assert salvaged(image.path, block_size=MIB)[1] == image.expected(0, image.size)
+        wipe(image.path, ((BAT_AT, MIB),))
+        for how in ({}, {"block_size": MIB}):
+            with pytest.raises(pyvhdx.NotVHDXError, match="a search found no BAT"):
+                salvaged(image.path, **how)
 
     def test_the_source_stays_as_it_is(self, tmp_path: Path) -> None:
         image = logged(tmp_path)
@@ -728,6 +739,20 @@ class TestCommand:
         assert target.read_bytes() == image.expected(0, 11 * MIB)
         assert cli.main(["salvage", str(image.path), str(target)]) == 1
         assert cli.main(["salvage", "--force", "-q", str(image.path), str(target)]) == 0
+
+    def test_a_doubtful_result_is_named_last_and_with_q_too(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        image = disk()
+        image.bat = {1: 4 * MIB | 6}  # where block 0 lies
+        image.write(tmp_path / "disk.vhdx")
+        wipe(image.path, METADATA)
+        assert cli.main(["salvage", "-q", str(image.path), str(tmp_path / "out.raw")]) == 0
+        lines = capsys.readouterr().err.splitlines()
+        assert lines == [
+            "pyvhdx: two blocks share a place: what one of them shows is wrong",
+            "pyvhdx: the size and block size were guessed; give --size ... and --block-size ... if you know better",
+        ]
 
     @pytest.mark.skipif(sys.platform == "win32", reason="signals")
     def test_interrupted_nothing_is_left(self, tmp_path: Path) -> None:

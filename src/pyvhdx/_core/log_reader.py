@@ -147,7 +147,11 @@ def _torn_entry(candidates: list[Candidate], head: Entry, log_length: int) -> Ca
     """Return what stands where the next entry would, with the number that it would have, and is not valid."""
     after = (head.position + head.header.entry_length) % log_length
     for one in candidates:
-        if one.entry.position == after and one.entry.sequence_number == head.sequence_number + 1 and one.fault:
+        if (
+            one.entry.position == after
+            and one.entry.sequence_number == head.sequence_number + 1
+            and one.fault
+        ):
             return one
     return None
 

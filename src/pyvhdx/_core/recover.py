@@ -282,7 +282,7 @@ def _named_log(
         # What lies behind the end of the file is lost, and no zeros.
         return cut._replace(size=size), Doubts()
     message = (
-        "what the log would change is unreadable; try log=\"ignore\" (--log ignore) and compare, "
+        'what the log would change is unreadable; try log="ignore" (--log ignore) and compare, '
         "as its changes may be in place already"
     )
     findings.append(Finding("LOG-DOUBT", "corrupt", "log", header.log_offset, "2.3.3", message))

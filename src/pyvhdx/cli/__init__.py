@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING, Any
 from pyvhdx._version import __version__
 from pyvhdx.cli import check, convert, create, dump, info, map, meta, read, repair, salvage, trim, write
 from pyvhdx.cli.common import printable
-from pyvhdx.errors import CorruptImageError, LockedError, LogPendingError, ParentError, RequestError, VHDXError
+from pyvhdx.errors import (
+    CorruptImageError,
+    LockedError,
+    LogPendingError,
+    ParentError,
+    RequestError,
+    VHDXError,
+)
 from pyvhdx.storage.locks import WITHOUT_LOCKS
 
 if TYPE_CHECKING:

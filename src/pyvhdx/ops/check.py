@@ -240,7 +240,7 @@ class _Members:
                 sizes["reclaimable"] = 0
             report = CheckReport(
                 name=known.raw.name,
-                findings=collector.kept,
+                findings=_by_offset(collector.kept),
                 counts=dict(collector.counts),
                 severities={severity: collector.count_of(severity) for severity in _SEVERITIES},
                 parent=report,
@@ -248,6 +248,19 @@ class _Members:
             )
         assert report is not None
         return report
+
+
+def _by_offset(findings: list[Finding]) -> list[Finding]:
+    """Return findings with those of one code in the order of their places; codes stay where they came in."""
+    places: dict[str, list[int]] = {}
+    for number, finding in enumerate(findings):
+        places.setdefault(finding.code, []).append(number)
+    ordered = list(findings)
+    for numbers in places.values():
+        sorted_ones = sorted((findings[number] for number in numbers), key=lambda finding: finding.offset)
+        for number, finding in zip(numbers, sorted_ones, strict=True):
+            ordered[number] = finding
+    return ordered
 
 
 class _Meter:
