@@ -19,6 +19,7 @@ from tests.corpus.handmade import (
     FULL,
     LOCATOR,
     MIB,
+    PARTIAL,
     PHYSICAL,
     ZERO,
     Block,

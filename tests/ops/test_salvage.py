@@ -421,6 +421,12 @@ class TestBadSectors:
         assert lost(report) == [(0, 512 * MIB, "READ-ERROR")]
         assert (tmp_path / "out.raw").read_bytes() == model_with_holes(image, report)
 
+    def test_of_the_bat_between_absent_blocks_are_no_zeros(self, tmp_path: Path) -> None:
+        image = Image(2000 * MIB, blocks={1999: Block(FULL)}).write(tmp_path / "disk.vhdx")
+        medium = BadSectors(image.path.read_bytes(), (BAT_AT + 4096, BAT_AT + 4097))
+        report = pyvhdx.salvage(medium, None, dry_run=True)
+        assert lost(report) == [(512 * MIB, 512 * MIB, "READ-ERROR")]
+
     @pytest.mark.parametrize(
         "at", [0, 0x10000, 0x20000, 0x30000, 0x40000, METADATA_AT, METADATA_AT + 65536], ids=hex
     )

@@ -137,9 +137,9 @@ def check(
     Nothing is written, and nothing that is found stops the search; a pending log is replayed in memory.
     Files that cannot be opened are checked as far as they can be made out.  A parent that is missing or
     wrong is a finding; with ``parent=False`` this file is looked at alone.  With *deep* all payload is
-    read too, and where no block is stored, what belongs to nothing.  *parent*, *search*, *allow_absolute*, *within*, *verify_parent*, *log* and *lock* are those
-    of `pyvhdx.open`; *progress* is called with the bytes done and the bytes known so far, and cancels
-    by raising.
+    read too, and where no block is stored, what belongs to nothing.  *parent*, *search*,
+    *allow_absolute*, *within*, *verify_parent*, *log* and *lock* are those of `pyvhdx.open`; *progress* is
+    called with the bytes done and the bytes known so far, and cancels by raising.
 
     Raises `NotVHDXError` where neither the identifier nor a header nor a region table is right (MS-VHDX
     2.2), `LockedError`, `LogPendingError` for ``log="refuse"``, `RequestError`, and `OSError` where the
@@ -208,8 +208,7 @@ class _Members:
             self._meter.expect(usage.allocated * table.geometry.block_size)
             check_payload(table, collector, self._meter.advance)
             if not usage.allocated:
-                left = table.file_size - (usage.space.used() << 20)
-                self._meter.expect(left)
+                self._meter.expect(max(0, table.file_size - (usage.space.used() << 20)))
                 check_unowned(table, usage.space, collector, self._meter.advance)
                 self._meter.finish()
 
