@@ -18,6 +18,7 @@ from pyvhdx._core.left_over import find_metadata, find_regions, fit_bat
 from pyvhdx._core.log_reader import Replay, Ring, read_log, scan
 from pyvhdx._core.lost_log import as_alternative, cut_replay, find_sequences, is_done, rings, what_it_touches
 from pyvhdx._core.opening import (
+    SALVAGE_HINT,
     OpenFile,
     log_span,
     overlay_of,
@@ -143,7 +144,8 @@ def _identifier(storage: Storage, hints: Hints, findings: list[Finding]) -> str:
         if storage.size() < c.HEADER_SECTION_SIZE:
             raise
         _look_for_traces(storage, hints, error)
-        findings.append(Finding("IDENTIFIER", "corrupt", error.structure, 0, error.section, error.message))
+        message = error.message.removesuffix(SALVAGE_HINT)
+        findings.append(Finding("IDENTIFIER", "corrupt", error.structure, 0, error.section, message))
     except ImageError as error:
         if storage.size() < c.HEADER_SECTION_SIZE:
             raise
