@@ -600,6 +600,7 @@ class TestWhatIsLost:
         seen: list[tuple[int, int]] = []
         report = pyvhdx.check(path, deep=True, progress=lambda done, total: seen.append((done, total)))
         assert report.counts == {"SPACE-SLACK": 1, "SPACE-DATA": 1}
+        assert report.reclaimable == 0
         assert all(done <= total for done, total in seen)
         assert seen[-1][0] == seen[-1][1]
         with path.open("r+b") as file:

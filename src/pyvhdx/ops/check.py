@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from pyvhdx.errors import Finding
 
 _SEVERITIES = (CORRUPT, WARNING, NOTE)
+# What belongs to nothing may be what was lost, though nothing is corrupt.
+_MAY_BE_LOST = ("SPACE-DATA", "LOG-TORN")
 # Windows: FILE_ATTRIBUTE_SPARSE_FILE, _COMPRESSED, _ENCRYPTED
 _ATTRIBUTES = {0x200: "sparse", 0x800: "compressed", 0x4000: "encrypted"}
 
@@ -49,8 +51,8 @@ class CheckReport:
     `findings` are those of this file, of each code at most 1,000, and `counts` how many there are of
     each code, `severities` of each severity.  `corruptions`, `warnings` and `notes` count those of this
     file and its parents.  Sizes are in bytes and of this file alone: `reclaimable` could be given back
-    without losing anything (0 while something in this file is corrupt: what belongs to nothing may be
-    what was lost), and `end_offset` is where its last structure ends, 0 where that is not known.
+    without losing anything (0 while something in this file is corrupt, or for `SPACE-DATA` and
+    `LOG-TORN`: what belongs to nothing may be what was lost), and `end_offset` is where its last structure ends, 0 where that is not known.
     """
 
     name: str
@@ -235,7 +237,7 @@ class _Members:
         for known, collector, sizes in reversed(
             list(zip(self._known, self.collectors, self._sizes, strict=True))
         ):
-            if collector.count_of(CORRUPT):
+            if collector.count_of(CORRUPT) or any(collector.counts[code] for code in _MAY_BE_LOST):
                 sizes["reclaimable"] = 0
             report = CheckReport(
                 name=known.raw.name,
