@@ -65,7 +65,8 @@ class Finding:
     repairable: bool = False
 
     def __str__(self) -> str:
-        return f"{self.structure} at {self.offset:#x}: {self.message} [{self.code}, MS-VHDX {self.section}]"
+        where = f"{self.structure} at {self.offset:#x}" if self.offset else self.structure  # 0: nowhere else
+        return f"{where}: {self.message} [{self.code}, MS-VHDX {self.section}]"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

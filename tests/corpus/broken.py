@@ -251,8 +251,15 @@ _add(
 _add(
     "LOG-FILE-OFFSETS",
     "warning",
-    logged(entry(flushed=6 * MIB, last=5 * MIB)),
-    name="order",
+    logged(entry(flushed=512), replace(entry(), sequence=6)),
+    name="earlier",
+    also=("LOG-PENDING",),
+    repairable=True,
+)
+_add(
+    "LOG-TORN",
+    "warning",
+    logged(entry(_HARMLESS), replace(entry(_HARMLESS), sequence=6, changes={"crc": 0})),
     also=("LOG-PENDING",),
     repairable=True,
 )
@@ -679,6 +686,7 @@ _add("BITMAP-UNUSED", "note", _child(blocks={1: Block(FULL)}))
 
 # -- space ------------------------------------------------------------------------------------
 
+_add("SPACE-DATA", "warning", _bat({0: 0, 2: 0}), also=("SPACE-SLACK",), deep=True)
 _add("SPACE-UNOWNED", "note", disk(shuffle=1))
 _add("SPACE-SLACK", "note", _cut(disk(), 9 * MIB))
 _add("SPACE-ANCHORS", "note", _cut(_bat({3: 6 * MIB | UNMAPPED}), 7 * MIB))

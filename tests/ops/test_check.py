@@ -18,14 +18,16 @@ from typing import Any, ClassVar
 import pytest
 
 import pyvhdx
+from pyvhdx._core.repairs.plan import CHOICES
 from pyvhdx._core.rules import RULES
 from pyvhdx.cli import main
 from pyvhdx.storage import LocalFile
 from pyvhdx.testing import MemoryStorage, RecordingStorage
-from tests.corpus.broken import SPECIMENS, Specimen, child, disk, parent
+from tests.corpus.broken import SPECIMENS, Specimen, both, child, disk, entry, logged, parent
 from tests.corpus.handmade import BAT_AT, FULL, MIB, PARTIAL, Block, Image, guid
 
 ROOT = Path(__file__).parent.parent.parent
+LOG_ENTRY = entry((BAT_AT + 4096, bytes(4096)))
 TMPFS = "/dev/shm"  # noqa: S108 - a tmpfs is what is wanted
 
 EACH = pytest.mark.parametrize("specimen", SPECIMENS, ids=lambda specimen: specimen.name)
@@ -59,8 +61,8 @@ class TestEachRule:
         for finding in report.findings:
             rule = RULES[finding.code]
             assert finding.severity in rule.severities
-            assert (
-                finding.repairable in {"yes": (True,), "no": (False,), "some": (True, False)}[rule.repairable]
+            assert finding.repairable in {"yes": (True,), "some": (True, False)}.get(
+                rule.repairable, (False,)
             )
             assert 0 <= finding.offset < size
             assert re.fullmatch(r"\d(\.\d+){0,4}", finding.section)
@@ -127,7 +129,12 @@ class TestTheTableInTheDocs:
         return {int(number): cells for number, *cells in found}
 
     def test_it_has_all_validations(self) -> None:
-        assert sorted(self.rows()) == list(range(1, 129))
+        assert sorted(self.rows()) == list(range(1, 131))
+
+    def test_what_repair_offers_a_choice_for_is_called_one(self) -> None:
+        for rule in RULES.values():
+            allowed = ("choice", "some") if rule.code in CHOICES else ("yes", "some", "no")
+            assert rule.repairable in allowed, rule.code
 
     def test_it_says_what_the_rules_say(self) -> None:
         for number, (_, named, severities, sections, repair) in self.rows().items():
@@ -539,6 +546,88 @@ class TestReport:
         pyvhdx.check(storage, deep=True)
         assert storage.events == []
 
+    def test_nothing_is_called_free_while_something_is_corrupt(self, tmp_path: Path) -> None:
+        """Block 0, which its entry does not name any more, is what lies in the hole."""
+        report = pyvhdx.check(disk(bat={0: 64 * MIB | FULL}).write(tmp_path / "disk.vhdx").path)
+        hole = next(finding for finding in report.findings if finding.code == "SPACE-UNOWNED")
+        assert report.counts == {"BAT-RANGE": 1, "SPACE-UNOWNED": 1}
+        assert report.reclaimable == 0
+        assert hole.offset == 4 * MIB
+        assert hole.message == "1048576 bytes between structures belong to nothing: 0x400000 to 0x500000"
+
+    def test_of_many_holes_ten_are_named(self, tmp_path: Path) -> None:
+        blocks = {number: Block(FULL) for number in range(40)}
+        image = disk(size=40 * MIB, blocks=blocks, bat=dict.fromkeys(range(0, 38, 2), 0))
+        (finding,) = pyvhdx.check(image.write(tmp_path / "disk.vhdx").path).findings
+        assert finding.message.count(" to 0x") == 10
+        assert finding.message.endswith(", and more")
+        assert finding.message.startswith(f"{19 * MIB} bytes")
+
+    def test_findings_of_one_code_come_in_the_order_of_their_places(self, tmp_path: Path) -> None:
+        bat = {1: 5 * MIB | FULL, 3: 5 * MIB | FULL, 5: MIB | FULL, 4: 4 * MIB | FULL}
+        report = pyvhdx.check(disk(bat=bat).write(tmp_path / "disk.vhdx").path)
+        places = [finding.offset for finding in report.findings if finding.code == "BAT-OVERLAP"]
+        assert len(places) == 4
+        assert places == sorted(places)
+
+
+class TestWhatIsLost:
+    def test_a_wiped_start_is_no_reason_to_give_up(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = disk().write(tmp_path / "disk.vhdx").path
+        with path.open("r+b") as file:
+            file.write(bytes(MIB))
+        for command in ("check", "info", "map"):
+            assert main([command, str(path)]) == 1
+            assert "pyvhdx salvage may still find its contents" in capsys.readouterr().err
+
+    def test_what_stops_a_command_names_check(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = str(disk(headers=both(crc=0)).write(tmp_path / "disk.vhdx").path)
+        for command in (["info", path], ["map", path], ["convert", path, str(tmp_path / "out.raw")]):
+            assert main(command) == 1
+            assert capsys.readouterr().err.endswith("; pyvhdx check says what else is wrong\n")
+
+    def test_a_zeroed_bat_is_seen_by_a_deep_check_only(self, tmp_path: Path) -> None:
+        path = disk().write(tmp_path / "disk.vhdx").path
+        with path.open("r+b") as file:
+            file.seek(BAT_AT)
+            file.write(bytes(4096))
+        assert pyvhdx.check(path).counts == {"SPACE-SLACK": 1}
+        seen: list[tuple[int, int]] = []
+        report = pyvhdx.check(path, deep=True, progress=lambda done, total: seen.append((done, total)))
+        assert report.counts == {"SPACE-SLACK": 1, "SPACE-DATA": 1}
+        assert report.reclaimable == 0
+        assert all(done <= total for done, total in seen)
+        assert seen[-1][0] == seen[-1][1]
+        with path.open("r+b") as file:
+            file.truncate(4 * MIB)
+            file.truncate(6 * MIB)  # zeros now
+        assert pyvhdx.check(path, deep=True).counts == {"SPACE-SLACK": 1}
+
+    def test_a_writer_that_was_killed_leaves_a_pending_log_and_nothing_else(self, tmp_path: Path) -> None:
+        path = tmp_path / "killed.vhdx"
+        program = (
+            "import os, sys, pyvhdx\n"
+            "image = pyvhdx.create(sys.argv[1], 64 << 20)\n"
+            "for number in range(3):\n"
+            "    image.pwrite(b'x' * 4096, number << 24)\n"
+            "    image.flush()\n"
+            "os._exit(0)\n"
+        )
+        subprocess.run([sys.executable, "-c", program, path], check=True)
+        report = pyvhdx.check(path, deep=True)
+        assert {finding.code for finding in report.findings if finding.severity != "note"} == {"LOG-PENDING"}
+
+    @pytest.mark.parametrize("other", ["guid", "number"])
+    def test_an_old_entry_behind_the_newest_is_no_torn_one(self, other: str, tmp_path: Path) -> None:
+        old = replace(LOG_ENTRY, sequence=6, changes={"crc": 0})
+        old = replace(old, guid=guid(77)) if other == "guid" else replace(old, sequence=4)
+        path = logged(LOG_ENTRY, old).write(tmp_path / "disk.vhdx").path
+        assert codes(path) == {"LOG-PENDING": 1}
+
 
 class TestCommand:
     def run(self, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -579,7 +668,7 @@ class TestCommand:
             f"{path}:\n  corrupt: BAT entry of block 5 at 0x300028: its state 4 is reserved"
         )
         assert "and 500 more of BAT-STATE\n" in out
-        assert out.endswith("corrupt: 1500 corruptions, 0 warnings, 0 notes; 0 bytes could be given back\n")
+        assert out.endswith("corrupt: 1500 corruptions, 0 warnings, 0 notes\n")
         assert self.run(capsys, "-q", path) == (2, "", "")
 
     @pytest.mark.peer("qemu-img")

@@ -421,6 +421,12 @@ class TestBadSectors:
         assert lost(report) == [(0, 512 * MIB, "READ-ERROR")]
         assert (tmp_path / "out.raw").read_bytes() == model_with_holes(image, report)
 
+    def test_of_the_bat_between_absent_blocks_are_no_zeros(self, tmp_path: Path) -> None:
+        image = Image(2000 * MIB, blocks={1999: Block(FULL)}).write(tmp_path / "disk.vhdx")
+        medium = BadSectors(image.path.read_bytes(), (BAT_AT + 4096, BAT_AT + 4097))
+        report = pyvhdx.salvage(medium, None, dry_run=True)
+        assert lost(report) == [(512 * MIB, 512 * MIB, "READ-ERROR")]
+
     @pytest.mark.parametrize(
         "at", [0, 0x10000, 0x20000, 0x30000, 0x40000, METADATA_AT, METADATA_AT + 65536], ids=hex
     )
@@ -573,8 +579,19 @@ class TestRequests:
     def test_a_file_without_a_bat_is_refused_for_what_was_wrong_first(self, tmp_path: Path) -> None:
         image = disk().write(tmp_path / "disk.vhdx")
         wipe(image.path, (*TABLES, (BAT_AT, MIB)))
-        with pytest.raises(pyvhdx.CorruptImageError, match="REGION-NONE"):
+        with pytest.raises(pyvhdx.CorruptImageError, match=r"found no BAT.*REGION-NONE"):
             pyvhdx.salvage(image.path, tmp_path / "out.raw")
+
+    def test_who_can_help_a_search_is_told_how(self, tmp_path: Path) -> None:
+        image = disk().write(tmp_path / "disk.vhdx")
+        wipe(image.path, FIRST_MIB + METADATA)
+        with pytest.raises(pyvhdx.NotVHDXError, match="give block_size"):
+            salvaged(image.path)
+        assert salvaged(image.path, block_size=MIB)[1] == image.expected(0, image.size)
+        wipe(image.path, ((BAT_AT, MIB),))
+        for how in ({}, {"block_size": MIB}):
+            with pytest.raises(pyvhdx.NotVHDXError, match="a search found no BAT"):
+                salvaged(image.path, **how)
 
     def test_the_source_stays_as_it_is(self, tmp_path: Path) -> None:
         image = logged(tmp_path)
@@ -728,6 +745,20 @@ class TestCommand:
         assert target.read_bytes() == image.expected(0, 11 * MIB)
         assert cli.main(["salvage", str(image.path), str(target)]) == 1
         assert cli.main(["salvage", "--force", "-q", str(image.path), str(target)]) == 0
+
+    def test_a_doubtful_result_is_named_last_and_with_q_too(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        image = disk()
+        image.bat = {1: 4 * MIB | 6}  # where block 0 lies
+        image.write(tmp_path / "disk.vhdx")
+        wipe(image.path, METADATA)
+        assert cli.main(["salvage", "-q", str(image.path), str(tmp_path / "out.raw")]) == 0
+        lines = capsys.readouterr().err.splitlines()
+        assert lines == [
+            "pyvhdx: two blocks share a place: what one of them shows is wrong",
+            "pyvhdx: the size and block size were guessed; give --size ... and --block-size ... if you know better",
+        ]
 
     @pytest.mark.skipif(sys.platform == "win32", reason="signals")
     def test_interrupted_nothing_is_left(self, tmp_path: Path) -> None:

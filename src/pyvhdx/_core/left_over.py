@@ -72,7 +72,10 @@ def find_regions(storage: Storage, header: Header, findings: list[Finding]) -> R
         table = choose_table(tables, first, size)
         if c.BAT_REGION in missing:
             if table is None:
-                raise cause
+                message = (
+                    f"{cause.message}; a search found no BAT either, and nothing else tells where blocks lie"
+                )
+                raise type(cause)(message, cause.code, cause.structure, cause.offset, cause.section)
             known[c.BAT_REGION] = RegionTableEntry(
                 guid=c.BAT_REGION,
                 file_offset=table.start,
@@ -191,11 +194,11 @@ def find_metadata(
     size = hints.size or said.get("size")
     place = region.file_offset
     if block_size is None:
-        message = f"taken as {guess.block_size}: so the blocks of the BAT lie beside one another"
+        message = f"taken as {guess.block_size} bytes: so the blocks of the BAT lie beside one another"
         findings.append(guessed("GUESS-BLOCK-SIZE", "File Parameters", place, "2.6.2.1", message))
     if sector_size is None:
         why = f"by {named.source}" if named else "by the slots of the BAT; nothing in it is against that"
-        message = f"taken as {guess.sector_size}, {why}"
+        message = f"taken as {guess.sector_size} bytes, {why}"
         findings.append(guessed("GUESS-SECTOR-SIZE", "Logical Sector Size", place, "2.6.2.4", message))
     if has_parent is None:
         kind = "a differencing disk" if guess.has_parent else "a disk without a parent"
@@ -203,7 +206,7 @@ def find_metadata(
         findings.append(guessed("GUESS-KIND", "File Parameters", place, "2.6.2.1", f"taken as {kind}: {why}"))
     if size is None:
         size, why = guess_size(owners, guess, clues, regions.bat.length // c.BAT_ENTRY_SIZE)
-        message = f"taken as {size}, by {why}"
+        message = f"taken as {size} bytes, by {why}"
         findings.append(guessed("GUESS-SIZE", "Virtual Disk Size", place, "2.6.2.2", message))
     elif hints.size is None:
         size = max(size - size % guess.sector_size, guess.sector_size)

@@ -143,6 +143,19 @@ def sequences(candidates: list[Candidate], log_length: int) -> list[list[Entry]]
     return found
 
 
+def _torn_entry(candidates: list[Candidate], head: Entry, log_length: int) -> Candidate | None:
+    """Return what stands where the next entry would, with the number that it would have, and is not valid."""
+    after = (head.position + head.header.entry_length) % log_length
+    for one in candidates:
+        if (
+            one.entry.position == after
+            and one.entry.sequence_number == head.sequence_number + 1
+            and one.fault
+        ):
+            return one
+    return None
+
+
 def read_log(ring: Ring, log_guid: UUID, file_size: int) -> Replay:
     """
     Return what a replay of the log does to a file of *file_size* bytes.
@@ -210,6 +223,18 @@ def read_log(ring: Ring, log_guid: UUID, file_size: int) -> Replay:
                 where,
                 "2.3.1.1",
                 "its file offsets are no multiples of 1 MiB",
+            )
+        )
+    torn = _torn_entry(candidates, entries[-1], ring.length)
+    if torn is not None:
+        findings.append(
+            tolerated(
+                "LOG-TORN",
+                "log entry",
+                ring.offset + torn.entry.position,
+                "2.3.2",
+                f"the entry {torn.entry.sequence_number} behind the newest whole one is not whole ({torn.fault}), and "
+                "is left out: a write that was cut short, or damage",
             )
         )
     limit = min(round_up(max(file_size, head.last_file_offset), ALIGNMENT), MAX_FILE_SIZE)

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from pyvhdx.storage import Storage
 
 
+SALVAGE_HINT = "; if it was one, pyvhdx salvage may still find its contents"
+
+
 class OpenFile(NamedTuple):
     """One file, ready to read: `raw` is the file as it is, `storage` shows it with its log replayed."""
 
@@ -146,7 +149,8 @@ def _what_it_is(storage: Storage, head: bytes, size: int) -> str:
     known = recognise(head, footer, storage.name)
     if known is None:
         # Not its bytes: who named it as a parent in a locator may read this message, and not the file.
-        return "it does not begin with 'vhdxfile', and nothing else is recognised"
+        hint = SALVAGE_HINT if size > c.HEADER_SECTION_SIZE else ""
+        return f"it does not begin with 'vhdxfile', and nothing else is recognised{hint}"
     return f"it is {known[0]}"
 
 

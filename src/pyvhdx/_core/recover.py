@@ -18,6 +18,7 @@ from pyvhdx._core.left_over import find_metadata, find_regions, fit_bat
 from pyvhdx._core.log_reader import Replay, Ring, read_log, scan
 from pyvhdx._core.lost_log import as_alternative, cut_replay, find_sequences, is_done, rings, what_it_touches
 from pyvhdx._core.opening import (
+    SALVAGE_HINT,
     OpenFile,
     log_span,
     overlay_of,
@@ -140,9 +141,11 @@ def _identifier(storage: Storage, hints: Hints, findings: list[Finding]) -> str:
     try:
         return read_identifier(storage)
     except NotVHDXError as error:
-        if storage.size() < c.HEADER_SECTION_SIZE or not _has_trace(storage, hints):
+        if storage.size() < c.HEADER_SECTION_SIZE:
             raise
-        findings.append(Finding("IDENTIFIER", "corrupt", error.structure, 0, error.section, error.message))
+        _look_for_traces(storage, hints, error)
+        message = error.message.removesuffix(SALVAGE_HINT)
+        findings.append(Finding("IDENTIFIER", "corrupt", error.structure, 0, error.section, message))
     except ImageError as error:
         if storage.size() < c.HEADER_SECTION_SIZE:
             raise
@@ -150,16 +153,25 @@ def _identifier(storage: Storage, hints: Hints, findings: list[Finding]) -> str:
     return decode_creator(FileIdentifier.parse(storage.read_at(HEAD_SIZE, 0)).creator)
 
 
-def _has_trace(storage: Storage, hints: Hints) -> bool:
-    """Return whether a file that does not begin as VHDX has something of it behind its first bytes."""
+def _look_for_traces(storage: Storage, hints: Hints, error: NotVHDXError) -> None:
+    """Raise where a file that does not begin as VHDX has nothing of it behind its first bytes, and say what helps."""
     if any(is_valid_region_table(data) for data in _region_tables(storage)):
-        return True
+        return
     size = storage.size()
     head, footer = storage.read_at(HEAD_SIZE, 0), storage.read_at(FOOTER_SIZE, size - FOOTER_SIZE)
     if recognise(head, footer, storage.name) is not None:
-        return False
+        raise error
     found = search(storage, size)
-    return bool(found.metadata or (hints.block_size and found.tables))
+    if found.metadata or (hints.block_size and found.tables):
+        return
+    if found.tables:
+        why = (
+            "neither headers, region tables nor metadata are left; if it was one, give block_size "
+            "(--block-size) and, if you know it, size (--size), and its BAT is searched for"
+        )
+    else:
+        why = "neither headers, region tables nor metadata are left, and a search found no BAT"
+    raise NotVHDXError(why, error.code, error.structure, error.offset, error.section)
 
 
 def _region_tables(storage: Storage) -> list[bytes]:
@@ -244,7 +256,7 @@ def _log(
     for one in pending:
         message = (
             f"log {one.guid} may hold changes that are not in place, and no header names it; what it would change "
-            "is unreadable, unless the caller of salvage decides (log=, --log)"
+            'is unreadable; try log="ignore" (--log ignore) and log="replay" (--log replay), and compare'
         )
         findings.append(Finding("LOG-DOUBT", "corrupt", "log", one.offset, "2.3.3", message))
     return None, Doubts([as_alternative(one.replay) for one in pending])
@@ -271,7 +283,10 @@ def _named_log(
             refuse_pending(cut, header.log_offset)
         # What lies behind the end of the file is lost, and no zeros.
         return cut._replace(size=size), Doubts()
-    message = "what the log would change is unreadable, unless the caller of salvage ignores it (log=, --log)"
+    message = (
+        'what the log would change is unreadable; try log="ignore" (--log ignore) and compare, '
+        "as its changes may be in place already"
+    )
     findings.append(Finding("LOG-DOUBT", "corrupt", "log", header.log_offset, "2.3.3", message))
     return None, Doubts([what_it_touches(ring, scan(ring, header.log_guid))])
 

@@ -16,8 +16,8 @@ class Rule(NamedTuple):
     """
     One rule; `severities` are those that a break of it can have, the gravest first.
 
-    `repairable` says whether `repair` can mend a break without being told how: ``"yes"``, ``"no"``,
-    or ``"some"`` where it depends on the finding.  `sentence` says what must hold.
+    `repairable` says whether `repair` can mend a break: ``"yes"`` without being told how, ``"choice"``
+    when it is told, ``"some"`` where it depends on the finding, or ``"no"``.  `sentence` says what must hold.
     """
 
     code: str
@@ -29,7 +29,7 @@ class Rule(NamedTuple):
     sentence: str
 
 
-_YES, _NO, _SOME = "yes", "no", "some"
+_YES, _CHOICE, _SOME, _NO = "yes", "choice", "some", "no"
 
 # One rule a line, as a table.
 # fmt: off
@@ -58,12 +58,13 @@ _ALL = (
     Rule("LOG-OVERLAP", (39,), (WARNING,), "region table", "2.2.3", _YES, "An empty log lies on no region."),
     Rule("LOG-PENDING", (22, 123), (WARNING,), "log", "2.3.3", _YES, "The log is empty: nothing is to be replayed."),
     Rule("LOG-EMPTY", (23,), (WARNING,), "log", "2.3.3", _YES, "A log that a header names holds an entry."),
-    Rule("LOG-NO-SEQUENCE", (23, 24, 25, 26, 27, 28, 29, 30), (CORRUPT,), "log", "2.3.3", _NO, "The entries of a log that a header names make a valid sequence."),
+    Rule("LOG-NO-SEQUENCE", (23, 24, 25, 26, 27, 28, 29, 30), (CORRUPT,), "log", "2.3.3", _CHOICE, "The entries of a log that a header names make a valid sequence."),
     Rule("LOG-SEQUENCES", (36,), (WARNING,), "log", "2.3.3", _YES, "No other sequence ends with the sequence number of the active one."),
+    Rule("LOG-TORN", (130,), (WARNING,), "log entry", "2.3.2", _YES, "No entry behind the newest whole one has the next sequence number and is not whole: a write that was cut short, or damage."),
     Rule("LOG-TARGET", (31,), (CORRUPT,), "log entry", "2.3.1", _NO, "Entries write where a log may: not into the headers or the log itself, nor behind the end that the file gets."),
     Rule("LOG-STRAY", (32,), (WARNING,), "log entry", "2.3.1", _YES, "Entries write to region tables, BAT, metadata and sector bitmaps only, below their LastFileOffset."),
-    Rule("LOG-FILE-TRUNCATED", (33,), (CORRUPT,), "log entry", "2.3.1.1", _NO, "The file is as long as it was when the newest entry was written."),
-    Rule("LOG-FILE-OFFSETS", (34,), (WARNING,), "log entry", "2.3.1.1", _YES, "FlushedFileOffset and LastFileOffset are multiples of 1 MiB, the first not greater than the second."),
+    Rule("LOG-FILE-TRUNCATED", (33,), (CORRUPT,), "log entry", "2.3.1.1", _CHOICE, "The file is as long as it was when the newest entry was written."),
+    Rule("LOG-FILE-OFFSETS", (34,), (WARNING,), "log entry", "2.3.1.1", _YES, "FlushedFileOffset and LastFileOffset are multiples of 1 MiB; which is the greater does not matter."),
     Rule("LOG-LAST-OFFSET", (35,), (WARNING,), "log entry", "2.3.1.1", _YES, "The file is as long as the newest entry says that it must become."),
     Rule("LOG-DESCRIPTORS", (37,), (WARNING,), "log entry", "2.3.1", _YES, "An entry to be replayed has at most 126 descriptors: QEMU replays no more."),
     Rule("REGION-NONE", (40,), (CORRUPT,), "region tables", "2.2.3", _NO, "At least one region table has signature and checksum right."),
@@ -96,7 +97,7 @@ _ALL = (
     Rule("METADATA-KIND", (69,), (WARNING,), "File Parameters", "2.6.2.1", _YES, "LeaveBlocksAllocated does not stand beside HasParent."),
     Rule("METADATA-SECTOR-SIZE", (70,), (CORRUPT,), "Logical Sector Size", "2.6.2.4", _NO, "The logical sector size is 512 or 4096."),
     Rule("METADATA-PHYSICAL-SIZE", (71,), (WARNING,), "Physical Sector Size", "2.6.2.5", _YES, "The physical sector size is there, and is 512 or 4096."),
-    Rule("METADATA-SIZE", (72,), (CORRUPT, WARNING), "Virtual Disk Size", "2.6.2.2", _NO, "The virtual size is from one sector to 64 TiB, and a multiple of the sector size; a warning where it is only unaligned."),
+    Rule("METADATA-SIZE", (72,), (CORRUPT, WARNING), "Virtual Disk Size", "2.6.2.2", _CHOICE, "The virtual size is from one sector to 64 TiB, and a multiple of the sector size; a warning where it is only unaligned."),
     Rule("METADATA-DISK-ID", (73,), (WARNING,), "Virtual Disk ID", "2.6.2.3", _YES, "The disk id is there, has 16 bytes, and is not zero."),
     Rule("LOCATOR-MISSING", (75,), (CORRUPT,), "metadata table", "2.6.2.6", _NO, "A file with HasParent has a parent locator."),
     Rule("LOCATOR-LEFTOVER", (76,), (CORRUPT, WARNING), "Parent Locator", "2.6.2.6", _SOME, "A file without HasParent has no parent locator; corrupt where the BAT too looks like a child's."),
@@ -107,7 +108,7 @@ _ALL = (
     Rule("LOCATOR-STRING", (109, 110), (CORRUPT,), "Parent Locator", "2.6.2.6", _NO, "A string is not empty, has an even length, lies inside the item, and is UTF-16 without a NUL."),
     Rule("LOCATOR-PLACE", (109,), (WARNING,), "Parent Locator", "2.6.2.6", _YES, "Strings lie behind the head and the entries."),
     Rule("LOCATOR-KEY", (111,), (CORRUPT,), "Parent Locator", "2.6.2.6", _NO, "No key appears twice."),
-    Rule("LOCATOR-LINKAGE", (111,), (CORRUPT,), "Parent Locator", "2.6.2.6", _NO, "parent_linkage is there, and is a GUID."),
+    Rule("LOCATOR-LINKAGE", (111,), (CORRUPT,), "Parent Locator", "2.6.2.6", _CHOICE, "parent_linkage is there, and is a GUID."),
     Rule("LOCATOR-PATH", (112,), (CORRUPT,), "Parent Locator", "2.6.2.6", _NO, "There is at least one path to the parent."),
     Rule("LOCATOR-PREFIX", (113,), (WARNING,), "Parent Locator", "2.6.2.6", _YES, "absolute_win32_path begins with `\\\\?\\`, and volume_path with `\\\\?\\Volume{`."),
     Rule("LOCATOR-MERGE", (116,), (WARNING,), "Parent Locator", "2.6.2.6", _SOME, "parent_linkage2 is absent or zero: no merge was interrupted."),
@@ -115,14 +116,14 @@ _ALL = (
     Rule("BAT-CUT", (78,), (CORRUPT,), "BAT entry", "2.5", _NO, "The file does not end before the last entry that the disk needs."),
     Rule("BAT-RESERVED", (79, 90), (WARNING,), "BAT entry", "2.5.1", _YES, "Bits 3 to 19 of an entry are 0."),
     Rule("BAT-STATE", (80, 81), (CORRUPT,), "BAT entry", "2.5.1.1", _SOME, "A payload block has a state that the format knows, and PARTIALLY_PRESENT only in a differencing file."),
-    Rule("BAT-OFFSET", (82,), (CORRUPT,), "BAT entry", "2.5.1.1", _NO, "A present block lies behind the header section."),
+    Rule("BAT-OFFSET", (82,), (CORRUPT,), "BAT entry", "2.5.1.1", _CHOICE, "A present block lies behind the header section."),
     Rule("BAT-STALE-OFFSET", (83, 92), (WARNING,), "BAT entry", "2.5.1", _YES, "The entry of a block that is NOT_PRESENT or ZERO, or of an absent bitmap, has no offset."),
     Rule("BAT-RANGE", (84, 85, 96), (CORRUPT, WARNING), "BAT entry", "2.5.1.1", _SOME, "A block lies inside the file; a warning for the kept space of a block without content."),
     Rule("BAT-LAST-BLOCK", (85,), (WARNING,), "BAT entry", "2.5.1.1", _YES, "The file holds the last block whole, also behind the end of the disk."),
     Rule("BAT-FIXED", (86,), (WARNING,), "BAT region", "2.5.1.1", _NO, "Every block of a fixed disk is FULLY_PRESENT."),
     Rule("BAT-PADDING", (88,), (WARNING,), "BAT entry", "2.5", _YES, "Entries behind the last that the disk needs are 0."),
     Rule("BAT-OVERLAP", (84, 94, 102), (CORRUPT, WARNING), "BAT entry", "2.5.1", _SOME, "No two blocks, bitmaps or other structures share a place; a warning where the other is only the kept space of a block without content."),
-    Rule("BAT-SHIFT", (95,), (CORRUPT,), "BAT entry", "2.5.1", _NO, "No two neighbours of one page lie at the same place in a file by QEMU, whose versions before 7.2.2 shifted the entries of a page."),
+    Rule("BAT-SHIFT", (95,), (CORRUPT,), "BAT entry", "2.5.1", _CHOICE, "No two neighbours of one page lie at the same place in a file by QEMU, whose versions before 7.2.2 shifted the entries of a page."),
     Rule("BITMAP-SLOT", (89,), (WARNING,), "BAT entry", "2.5.1.2", _SOME, "Slots of sector bitmaps are 0 in a file without a parent."),
     Rule("BITMAP-STATE", (90,), (CORRUPT, WARNING), "BAT entry", "2.5.1.2", _YES, "A sector bitmap is NOT_PRESENT or PRESENT; a warning for the state 7, which Microsoft reads as PRESENT."),
     Rule("BITMAP-ENTRY", (91, 93), (CORRUPT,), "BAT entry", "2.5.1.2", _SOME, "A sector bitmap lies in the file and on no region or log, and is there where a block is PARTIALLY_PRESENT."),
@@ -135,8 +136,9 @@ _ALL = (
     Rule("SPACE-UNOWNED", (103,), (NOTE,), "file", "2.1", _NO, "Every MiB below the last structure belongs to something."),
     Rule("SPACE-SLACK", (104,), (NOTE,), "file", "2.1", _NO, "The file ends with its last structure."),
     Rule("SPACE-ANCHORS", (105,), (NOTE,), "file", "2.5.1.1", _NO, "No block without content keeps its space."),
+    Rule("SPACE-DATA", (129,), (WARNING,), "file", "2.5", _NO, "Where no block is stored, what belongs to nothing holds zeros; else the BAT may have been lost."),
     Rule("PARENT-NOT-FOUND", (114,), (CORRUPT,), "parent", "2.6.2.6.3", _NO, "The parent is found, and can be opened."),
-    Rule("PARENT-MISMATCH", (115,), (CORRUPT,), "parent", "2.6.2.6.3", _NO, "The parent's DataWriteGuid is the one that the child names."),
+    Rule("PARENT-MISMATCH", (115,), (CORRUPT,), "parent", "2.6.2.6.3", _CHOICE, "The parent's DataWriteGuid is the one that the child names."),
     Rule("PARENT-SECTOR-SIZE", (117,), (CORRUPT,), "parent", "2.6.2.4", _NO, "Parent and child have the same logical sector size."),
     Rule("PARENT-SIZE", (118,), (WARNING,), "parent", "2.6.2.2", _NO, "The child is not smaller than its parent."),
     Rule("PARENT-DISK-ID", (119,), (WARNING,), "parent", "2.6.2.3", _NO, "Parent and child have the same disk id."),

@@ -101,13 +101,33 @@ class UncertainTable(BlockAllocationTable):
             block += len(entries)
         return block
 
+    def first_where(self, block: int, limit: int, is_wanted: Callable[[int], bool]) -> int:
+        """Return the first block from *block* on whose entry is wanted, or not known; *limit* without any."""
+        if block >= limit:
+            return limit
+        end = self._sure_end(block, limit)
+        while block < end:
+            stop = min(end, self.page_end(block))
+            try:
+                found = super().first_where(block, stop, is_wanted)
+            except OSError:
+                return block
+            if found < stop:
+                return found
+            block = stop
+        return block
+
     def _certain_end(self, block: int, limit: int) -> int:
         """Return up to where, after *block*, no entry is in doubt or missing; at least the next block."""
+        return max(block + 1, self._sure_end(block, limit))
+
+    def _sure_end(self, block: int, limit: int) -> int:
+        """Return up to where, from *block* on, no entry is in doubt or missing; *block* or less if its own is."""
         end = min(limit, self.known_blocks)
         place = bisect_left(self._in_doubt, self._number(block))
         if place < len(self._in_doubt):
             end = min(end, self._first_block(self._in_doubt[place]))
-        return max(block + 1, end)
+        return end
 
     def page_end(self, block: int) -> int:
         """Return the first block whose entry stands in a later page than that of *block*."""

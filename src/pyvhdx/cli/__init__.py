@@ -21,13 +21,23 @@ from typing import TYPE_CHECKING, Any
 from pyvhdx._version import __version__
 from pyvhdx.cli import check, convert, create, dump, info, map, meta, read, repair, salvage, trim, write
 from pyvhdx.cli.common import printable
-from pyvhdx.errors import LockedError, LogPendingError, ParentError, RequestError, VHDXError
+from pyvhdx.errors import (
+    CorruptImageError,
+    LockedError,
+    LogPendingError,
+    ParentError,
+    RequestError,
+    VHDXError,
+)
 from pyvhdx.storage.locks import WITHOUT_LOCKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _COMMANDS = (create, info, check, repair, map, read, write, trim, meta, convert, salvage, dump)
+
+# They say themselves all that can be said of a file.
+_THOROUGH = (check.run, repair.run, salvage.run)
 
 # What sentences about a parameter begin with.
 _PARAMETER = re.compile(
@@ -125,6 +135,8 @@ def _sentence(error: BaseException, parsed: argparse.Namespace) -> str:
         return sentence.replace(
             WITHOUT_LOCKS, ", or, if nothing writes to it, use -U" if hasattr(parsed, "force_share") else ""
         )
+    if isinstance(error, CorruptImageError) and parsed.run not in _THOROUGH:
+        return f"{sentence}; pyvhdx check says what else is wrong"
     sentence = sentence.replace('log="auto"', "--log auto")
     return _PARAMETER.sub(lambda found: "--" + found[0].replace("_", "-"), sentence)
 

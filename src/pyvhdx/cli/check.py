@@ -23,7 +23,7 @@ def add_to(commands: Any) -> None:
     parser = commands.add_parser(
         "check",
         help="look for everything that is wrong with an image and its parents",
-        description="Exit status: 0 clean (warnings and notes are), 1 could not check, 2 corrupt.",
+        description="Exit status: 0 clean (there may be warnings and notes), 1 could not check, 2 corrupt.",
     )
     parser.add_argument("image")
     parser.add_argument("--deep", action="store_true", help="read all payload too")
@@ -97,5 +97,6 @@ def _summary(report: CheckReport) -> str:
             (report.notes, "note"),
         )
     )
-    state = "clean" if report.ok else "corrupt"
-    return f"{state}: {counts}; {common.human(report.reclaimable)} could be given back"
+    if not report.ok:  # what belongs to nothing may be what was lost
+        return f"corrupt: {counts}"
+    return f"clean: {counts}; {common.human(report.reclaimable)} could be given back"

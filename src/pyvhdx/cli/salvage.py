@@ -11,10 +11,13 @@ from pyvhdx.ops.salvage import salvage
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Iterator
 
     from pyvhdx.ops.salvage import SalvageReport
 
 _SHOWN = 20
+# A disk for which these were guessed may have come out wrong, though everything was read.
+_OPTIONS = {"size": "--size", "block_size": "--block-size"}
 
 
 def add_to(commands: Any) -> None:
@@ -74,17 +77,29 @@ def run(parsed: Namespace) -> int:
         common.print_json({key.replace("_", "-"): value for key, value in report.to_dict().items()})
     elif not parsed.quiet:
         _print(report, dry_run=parsed.dry_run)
+    sys.stdout.flush()
     if report.lost:
-        sys.stdout.flush()
         where = f"in {len(report.unreadable)} ranges" if len(report.unreadable) > 1 else "in one range"
         print(f"pyvhdx: {common.human(report.lost)} could not be read, {where}", file=sys.stderr)
-        return 1
-    return 0
+    for doubt in _doubts(report):
+        print(f"pyvhdx: {doubt}", file=sys.stderr)
+    return 1 if report.lost else 0
+
+
+def _doubts(report: SalvageReport) -> Iterator[str]:
+    """Yield what makes it likely that the result is not what the disk was, whatever could be read."""
+    if any(finding.code == "BAT-OVERLAP" for finding in report.warnings):
+        yield "two blocks share a place: what one of them shows is wrong"
+    named = [(name, option) for name, option in _OPTIONS.items() if name in report.guessed]
+    if named:
+        what = " and ".join(name.replace("_", " ") for name, _ in named)
+        options = " and ".join(f"{option} ..." for _, option in named)
+        yield f"the {what} {'were' if len(named) > 1 else 'was'} guessed; give {options} if you know better"
 
 
 def _print(report: SalvageReport, *, dry_run: bool) -> None:
     for finding in report.warnings:
-        print(common.printable(str(finding)))
+        print(common.printable(f"{finding.severity}: {finding}"))
     for one in report.unreadable[:_SHOWN]:
         print(common.printable(f"unreadable: {one.offset:#x}, {common.human(one.length)}: {one.reason}"))
     if len(report.unreadable) > _SHOWN:

@@ -10,7 +10,7 @@ from pyvhdx._core.bat import BlockAllocationTable
 from pyvhdx._core.blocks import BlockMap
 from pyvhdx._core.checks.collector import Collector
 from pyvhdx._core.checks.file import check_file, table_of
-from pyvhdx._core.checks.payload import check_payload, partition_ends
+from pyvhdx._core.checks.payload import check_payload, check_unowned, partition_ends
 from pyvhdx._core.opening import OpenFile, refuse_pending
 from pyvhdx._core.pages import Pages
 from pyvhdx._core.regions import Regions
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from pyvhdx.errors import Finding
 
 _SEVERITIES = (CORRUPT, WARNING, NOTE)
+# What belongs to nothing may be what was lost, though nothing is corrupt.
+_MAY_BE_LOST = ("SPACE-DATA", "LOG-TORN")
 # Windows: FILE_ATTRIBUTE_SPARSE_FILE, _COMPRESSED, _ENCRYPTED
 _ATTRIBUTES = {0x200: "sparse", 0x800: "compressed", 0x4000: "encrypted"}
 
@@ -48,8 +50,9 @@ class CheckReport:
 
     `findings` are those of this file, of each code at most 1,000, and `counts` how many there are of
     each code, `severities` of each severity.  `corruptions`, `warnings` and `notes` count those of this
-    file and its parents.  Sizes are in bytes and of this file alone: `reclaimable` could be given back without losing anything, and
-    `end_offset` is where its last structure ends, 0 where that is not known.
+    file and its parents.  Sizes are in bytes and of this file alone: `reclaimable` could be given back
+    without losing anything (0 while something in this file is corrupt, or for `SPACE-DATA` and
+    `LOG-TORN`: what belongs to nothing may be what was lost), and `end_offset` is where its last structure ends, 0 where that is not known.
     """
 
     name: str
@@ -136,9 +139,9 @@ def check(
     Nothing is written, and nothing that is found stops the search; a pending log is replayed in memory.
     Files that cannot be opened are checked as far as they can be made out.  A parent that is missing or
     wrong is a finding; with ``parent=False`` this file is looked at alone.  With *deep* all payload is
-    read too.  *parent*, *search*, *allow_absolute*, *within*, *verify_parent*, *log* and *lock* are those
-    of `pyvhdx.open`; *progress* is called with the bytes done and the bytes known so far, and cancels
-    by raising.
+    read too, and where no block is stored, what belongs to nothing.  *parent*, *search*,
+    *allow_absolute*, *within*, *verify_parent*, *log* and *lock* are those of `pyvhdx.open`; *progress* is
+    called with the bytes done and the bytes known so far, and cancels by raising.
 
     Raises `NotVHDXError` where neither the identifier nor a header nor a region table is right (MS-VHDX
     2.2), `LockedError`, `LogPendingError` for ``log="refuse"``, `RequestError`, and `OSError` where the
@@ -206,6 +209,10 @@ class _Members:
         if self._deep:
             self._meter.expect(usage.allocated * table.geometry.block_size)
             check_payload(table, collector, self._meter.advance)
+            if not usage.allocated:
+                self._meter.expect(max(0, table.file_size - (usage.space.used() << 20)))
+                check_unowned(table, usage.space, collector, self._meter.advance)
+                self._meter.finish()
 
     def follow(self, image: VHDXImage, choice: ParentChoice) -> None:
         """Look at the parents of the first file, as far as they are found."""
@@ -230,9 +237,11 @@ class _Members:
         for known, collector, sizes in reversed(
             list(zip(self._known, self.collectors, self._sizes, strict=True))
         ):
+            if collector.count_of(CORRUPT) or any(collector.counts[code] for code in _MAY_BE_LOST):
+                sizes["reclaimable"] = 0
             report = CheckReport(
                 name=known.raw.name,
-                findings=collector.kept,
+                findings=_by_offset(collector.kept),
                 counts=dict(collector.counts),
                 severities={severity: collector.count_of(severity) for severity in _SEVERITIES},
                 parent=report,
@@ -240,6 +249,19 @@ class _Members:
             )
         assert report is not None
         return report
+
+
+def _by_offset(findings: list[Finding]) -> list[Finding]:
+    """Return findings with those of one code in the order of their places; codes stay where they came in."""
+    places: dict[str, list[int]] = {}
+    for number, finding in enumerate(findings):
+        places.setdefault(finding.code, []).append(number)
+    ordered = list(findings)
+    for numbers in places.values():
+        sorted_ones = sorted((findings[number] for number in numbers), key=lambda finding: finding.offset)
+        for number, finding in zip(numbers, sorted_ones, strict=True):
+            ordered[number] = finding
+    return ordered
 
 
 class _Meter:
@@ -252,6 +274,10 @@ class _Meter:
 
     def expect(self, count: int) -> None:
         self._total += count
+
+    def finish(self) -> None:
+        """What is known to be there need not be looked at any more."""
+        self.advance(max(0, self._total - self._done))
 
     def advance(self, count: int) -> None:
         self._done += count

@@ -10,7 +10,7 @@ one that may go.
 from __future__ import annotations
 
 from array import array
-from itertools import compress
+from itertools import compress, islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyvhdx._core.bat import pieces
@@ -35,12 +35,13 @@ _OF_NOBODY = (int(c.PayloadState.NOT_PRESENT), int(c.PayloadState.ZERO))
 _DRAFT_UNMAPPED = 5
 _RESERVED = (4, _DRAFT_UNMAPPED)
 _KEEPING = (*_ANCHORS, *_RESERVED)
+_SHOWN = 10
 _STATE_OF = bytes(byte & c.STATE_MASK for byte in range(256))
 _SELECT: dict[tuple[int, ...], bytes] = {}
 
 
 class Usage(NamedTuple):
-    """What the table says of the file: sizes in bytes, numbers of blocks."""
+    """What the table says of the file: sizes in bytes, numbers of blocks; *space* is who owns what."""
 
     allocated: int
     end: int
@@ -48,6 +49,7 @@ class Usage(NamedTuple):
     slack: int
     anchored: int
     unused_bitmaps: int
+    space: Occupancy
 
 
 class _Lanes(NamedTuple):
@@ -425,16 +427,28 @@ class BatCheck:
             slack=slack,
             anchored=self._anchored,
             unused_bitmaps=self._unused_bitmaps << 20,
+            space=self._map,
         )
-        for code, amount, what in (
-            ("BITMAP-UNUSED", usage.unused_bitmaps, "in sector bitmaps that no block needs"),
-            ("SPACE-UNOWNED", usage.unowned, "between structures belong to nothing"),
-            ("SPACE-SLACK", usage.slack, "behind the last structure belong to nothing"),
-            ("SPACE-ANCHORS", usage.anchored, "are kept by blocks without content"),
+        holes = [run for run in islice(self._map.free_runs(), _SHOWN + 1) if run[1] <= end]
+        first_hole = holes[0][0] << 20 if holes else 0
+        for code, place, amount, what in (
+            (
+                "BITMAP-UNUSED",
+                table.offset,
+                usage.unused_bitmaps,
+                "in sector bitmaps that no block needs",
+            ),
+            (
+                "SPACE-UNOWNED",
+                first_hole,
+                usage.unowned,
+                f"between structures belong to nothing: {_ranges(holes)}",
+            ),
+            ("SPACE-SLACK", usage.end, usage.slack, "behind the last structure belong to nothing"),
+            ("SPACE-ANCHORS", table.offset, usage.anchored, "are kept by blocks without content"),
         ):
             if amount:
-                place = {"SPACE-SLACK": usage.end, "SPACE-UNOWNED": self._map.first_free() << 20}
-                self._collector.found(code, place.get(code, table.offset), f"{amount} bytes {what}")
+                self._collector.found(code, place, f"{amount} bytes {what}")
         return usage
 
     def _bad_block(
@@ -457,6 +471,12 @@ class BatCheck:
             structure=f"BAT entry of block {block}",
             repairable=repairable,
         )
+
+
+def _ranges(runs: list[tuple[int, int]]) -> str:
+    """Name ranges of MiB by their file offsets, the first ten."""
+    named = ", ".join(f"{first << 20:#x} to {end << 20:#x}" for first, end in runs[:_SHOWN])
+    return f"{named}, and more" if len(runs) > _SHOWN else named
 
 
 def _where(states: bytes, wanted: tuple[int, ...]) -> list[int]:

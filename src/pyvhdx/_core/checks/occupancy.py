@@ -6,15 +6,17 @@ Every claim is entered, and a claim that touches another one is a clash.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from pyvhdx.format.constants import ALIGNMENT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 _BITS = (1, 2, 4, 8, 16, 32, 64, 128)
 _SHIFT = 20
+_NOT_FULL = re.compile(rb"\0+|[^\0\xff]")
 
 
 class Occupancy:
@@ -94,11 +96,22 @@ class Occupancy:
         """Return how many units belong to something."""
         return int.from_bytes(self._map, "little").bit_count()
 
-    def first_free(self) -> int:
-        """Return the number of the first unit that belongs to nothing."""
-        at = len(self._map) - len(self._map.lstrip(b"\xff"))
-        byte = self._map[at] if at < len(self._map) else 0
-        return 8 * at + (~byte & byte + 1).bit_length() - 1
+    def free_runs(self) -> Iterator[tuple[int, int]]:
+        """Yield (first, end) of the ranges that belong to nothing, in order, up to the end of the file."""
+        first = end = 0
+        for found in _NOT_FULL.finditer(self._map):
+            runs = [(8 * found.start(), 8 * found.end())]
+            if found[0][0]:
+                units = range(*runs[0])
+                runs = [(unit, unit + 1) for unit in units if not found[0][0] >> (unit & 7) & 1]
+            for start, stop in runs:
+                if start != end:
+                    if first < end:
+                        yield first, end
+                    first = start
+                end = min(stop, self.units)
+        if first < end:
+            yield first, end
 
     def end(self) -> int:
         """Return the number of units up to the last that belongs to something."""

@@ -43,8 +43,37 @@ def check_payload(table: Table, collector: Collector, advance: Callable[[int], o
         collector.found(
             "PAYLOAD-ZERO",
             table.offset,
-            f"{zeros} FULLY_PRESENT blocks hold only zeros; {zeros * geometry.block_size} bytes could be given back",
+            f"{zeros} FULLY_PRESENT blocks, {zeros * geometry.block_size} bytes, hold only zeros",
         )
+
+
+def check_unowned(
+    table: Table, space: Occupancy, collector: Collector, advance: Callable[[int], object]
+) -> None:
+    """
+    Read what belongs to nothing, of a file none of whose blocks is stored, up to the first data.
+
+    *advance* is told how many bytes have been looked at.
+    """
+    for first, end in space.free_runs():
+        at, stop = first << 20, min(end << 20, table.file_size)
+        while at < stop and (run := table.next_data(at)) is not None and run[0] < stop:
+            start = max(at, run[0])
+            advance(start - at)
+            at = min(stop, run[1], start + _PIECE)
+            try:
+                data = table.read(at - start, start)
+            except OSError:  # of what belongs to nothing no byte need be right
+                data = b""
+            if data != _ZEROS[: len(data)]:
+                collector.found(
+                    "SPACE-DATA",
+                    start,
+                    f"no block of the disk is stored, but what belongs to nothing is not zeros ({start:#x} is the "
+                    "first place): the BAT may have been lost, or all that was stored was discarded",
+                )
+                return
+            advance(at - start)
 
 
 def _stored(table: Table) -> Iterator[tuple[int, int]]:
