@@ -312,7 +312,7 @@ def _merged(one: bytes, other: bytes, right: bytes) -> bytes:
     return bytes(merged[: len(other)] if len(other) < len(right) else merged)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(16))
 def test_two_damages_at_once_lose_nothing_without_a_choice(seed: int, tmp_path: Path) -> None:
     """No undecided finding vanishes, what raised raises, and salvage reads as before."""
     chance = random.Random(seed)
@@ -324,7 +324,8 @@ def test_two_damages_at_once_lose_nothing_without_a_choice(seed: int, tmp_path: 
         made = specimen.make(folder)
         files.append(made.read_bytes() if made.stat().st_size < 32 * MIB else right)
     path = tmp_path / "disk.vhdx"
-    path.write_bytes(_merged(*files, right))
+    one, other = files
+    path.write_bytes(_merged(one, other, right))
     try:
         open_ = undecided(path)
     except pyvhdx.NotVHDXError:
