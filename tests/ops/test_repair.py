@@ -153,7 +153,12 @@ CHOSEN: list[tuple[str, dict[Any, str], set[str], bool]] = [
     ("BITMAP-ENTRY-outside", {"BITMAP-ENTRY": "zero"}, set(), True),
     ("BITMAP-ENTRY-region", {"BITMAP-ENTRY": "absent"}, set(), True),
     ("BAT-OVERLAP-bitmap", {"BAT-OVERLAP": "copy"}, set(), False),
-    ("LOCATOR-LEFTOVER-child", {"LOCATOR-LEFTOVER": "parent"}, set(), False),
+    (
+        "LOCATOR-LEFTOVER-child",
+        {"LOCATOR-LEFTOVER": "parent"},
+        {"BITMAP-ENTRY", "PARENT-NOT-FOUND"},
+        False,
+    ),
     ("REGION-COPIES-unlike", {"REGION-COPIES": "first"}, set(), False),
     ("BAT-OVERLAP-log", {"BAT-OVERLAP": "copy"}, set(), False),
     (
