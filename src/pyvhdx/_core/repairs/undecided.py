@@ -37,6 +37,8 @@ def undecided(found: Found, plan: Plan, read: ReadAt, *, names_parent: bool) -> 
     """Return the findings that forbid to mend what may hang on them."""
     findings, counts, corruptions = found
     corrupt = [finding for finding in findings if finding.severity == CORRUPT]
+    # An entry of which the state is decided has no other trouble left.
+    settled = {one.offset for one in corrupt if one.code == "BAT-STATE" and _is_chosen(one, plan, read)}
     listed = Counter(finding.code for finding in findings)
     open_ = [
         finding
@@ -44,6 +46,7 @@ def undecided(found: Found, plan: Plan, read: ReadAt, *, names_parent: bool) -> 
         if finding.code.startswith(_AREAS)
         and (not finding.repairable or (finding.code, finding.offset) in plan.offers)
         and not (names_parent and finding.code in _ANSWERED_BY_A_PARENT)
+        and not (finding.code.startswith("BAT-") and finding.offset in settled)
         and not _is_chosen(finding, plan, read)
     ]
     if corruptions > len(corrupt):
