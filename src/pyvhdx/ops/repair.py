@@ -15,7 +15,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pyvhdx._core.repairs.plan import Choices, Loss, Plan
+from pyvhdx._core.repairs.plan import CHOICES, Choices, Loss, Plan
+from pyvhdx._core.repairs.undecided import Found
 from pyvhdx._core.repairs.whole import FileRepair
 from pyvhdx.chain import open_storage, options_of
 from pyvhdx.errors import Finding, RequestError
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
     from pyvhdx.ops.check import CheckReport
     from pyvhdx.storage import Storage
 
-_NOTE = "note"
-_MAX_ROUNDS = 4
+_CORRUPT, _NOTE = "corrupt", "note"
+_BEHIND_THE_LOG = ("FILE-", "REGION-", "METADATA-", "LOCATOR-", "BAT-", "BITMAP-", "SPACE-", "LOG-")
+_MAX_ROUNDS = 6
 _MENDED = "mended from what is still good"
 _NAME_THE_PARENT = "name the parent for it (parent=, --parent)"
 _REASONS = {
@@ -166,7 +168,7 @@ def repair(
         work = _Work(rehearsal, Plan(chosen), parent, how | {"lock": False}, progress)
         work.run(can_grow=not _is_device(storage))
         chosen.check_all_used()
-        changes = bool(rehearsal.changes) and not dry_run
+        changes = bool(rehearsal.changes) and not dry_run and not work.refusal
         if changes and place is None:
             rehearsal.carry_out(storage, sync=sync, progress=progress)
         elif changes and place is not None:
@@ -205,19 +207,52 @@ class _Work:
         self._parent = parent
         self._how = how
         self._progress = progress
+        self._undecided: list[Finding] = []
+        self._names_parent = parent not in ("auto", False)
+        self.refusal = ""  # why nothing of all this may be done
 
     def run(self, *, can_grow: bool) -> None:
-        self._before = self._after = self._check()
+        self._before = self._after = self._trusted = self._check()
+        self._mend(can_grow=can_grow)
+        if self._plan.choices.has_any or not (gone := self._vanished()):
+            return
+        self.refusal = f"nothing is mended: {gone.code} at {gone.offset:#x} would vanish with it, undecided"
+        self._after = self._before
+        self._plan.lost.clear()
+
+    def _vanished(self) -> Finding | None:
+        """Return what nobody can have mended, and is no longer found: what it was found by is gone."""
+        still = {(finding.code, finding.offset) for finding in self._after.findings}
+        exempt = ("PARENT-", "LOCATOR-") if self._names_parent else ("PARENT-",)
+        for one in self._trusted.findings:
+            is_open = one.severity == _CORRUPT and not one.repairable and not one.code.startswith(exempt)
+            if is_open and (one.code, one.offset) not in still:
+                return one
+        return None
+
+    def _mend(self, *, can_grow: bool) -> None:
+        cut_at = None
         # What is mended may be what kept something else from being mended, or seen.
         for _ in range(_MAX_ROUNDS):
             changes = len(self._rehearsal.changes)
+            after = self._after
             work = FileRepair(
-                self._rehearsal, self._plan, self._after.findings, self._known_parent, can_grow=can_grow
+                self._rehearsal,
+                self._plan,
+                Found(after.findings, after.counts, after.severities.get(_CORRUPT, 0)),
+                self._known_parent,
+                names_parent=self._names_parent,
+                can_grow=can_grow,
+                cut_at=cut_at,
             )
             work.mend()
+            self._undecided, cut_at = work.undecided, work.cut_at
             if len(self._rehearsal.changes) == changes:
                 return
             seen, self._after = self._after.counts, self._check()
+            if work.is_halfway:
+                self._trusted = self._after
+                continue
             found = [one for one in self._after.findings if one.repairable and one.severity != _NOTE]
             if not found or (work.saw_the_table and all(one.code in seen for one in found)):
                 return
@@ -259,10 +294,24 @@ class _Work:
         offers = self._plan.offers.get(key, ())
         if finding.code == "BAT-SHIFT":  # the same entry as an overlap
             offers = self._plan.offers.get(("BAT-OVERLAP", finding.offset), ())
-        reason = self._plan.reasons.get(key, _REASONS.get(finding.code, ""))
+        reason = self.refusal or self._plan.reasons.get(key, _REASONS.get(finding.code, ""))
         if finding.code in _ABOUT_THE_PARENT and not offers:
             offers, reason = ("relink",), _NAME_THE_PARENT
+        if not reason and self._undecided and finding not in self._undecided:
+            reason = self._waits_for(finding)
         return Remaining(finding, offers, reason)
+
+    def _waits_for(self, finding: Finding) -> str:
+        """Return until when a finding is left that could be mended; nothing for one that could not."""
+        choices = self._plan.choices
+        chosen = finding.code in CHOICES and choices.for_place(finding.code, finding.offset) is not None
+        if not (chosen or finding.repairable) or not finding.code.startswith(_BEHIND_THE_LOG):
+            return ""
+        first = self._undecided[0]
+        name = f"{first.code} at {first.offset:#x}"
+        if self._plan.offers.get((first.code, first.offset)):
+            return f"left until {name} is decided"
+        return f"left as long as {name} is there, for which there is no choice"
 
 
 def _is_note(code: str, report: CheckReport) -> bool:

@@ -15,7 +15,7 @@ from pyvhdx.format.constants import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pyvhdx._core.geometry import Geometry
     from pyvhdx._core.repairs.entries import EditedTable
@@ -27,22 +27,32 @@ _PRESENT = int(BitmapState.PRESENT)
 
 
 def plan_bitmaps(
-    storage: Storage, table: EditedTable, geometry: Geometry, left_alone: set[int]
+    storage: Storage,
+    table: EditedTable,
+    geometry: Geometry,
+    left_alone: set[int],
+    is_sound: Callable[[int], bool],
 ) -> Iterator[tuple[int, bytes]]:
     """
     Yield (file offset, bytes) of what changes in the bitmaps, a bitmap at a time.
 
     Blocks all of whose bits are 1 become FULLY_PRESENT in *table*, those without any NOT_PRESENT.  The
-    bitmaps of the chunks *left_alone* are not touched: something else lies there.
+    bitmaps of the chunks *left_alone* are not touched: something else lies there; nor is what belongs to a
+    block that *is_sound* does not confirm.
     """
     for chunk in range(geometry.chunk_count):
         entry = table.get(geometry.bitmap_index(chunk))
         if chunk not in left_alone and entry & STATE_MASK == _PRESENT:
-            yield from _plan_one(storage, table, geometry, chunk, entry & OFFSET_MASK)
+            yield from _plan_one(storage, table, geometry, chunk, entry & OFFSET_MASK, is_sound)
 
 
 def _plan_one(
-    storage: Storage, table: EditedTable, geometry: Geometry, chunk: int, place: int
+    storage: Storage,
+    table: EditedTable,
+    geometry: Geometry,
+    chunk: int,
+    place: int,
+    is_sound: Callable[[int], bool],
 ) -> Iterator[tuple[int, bytes]]:
     old = storage.read_at(SECTOR_BITMAP_SIZE, place)
     if len(old) < SECTOR_BITMAP_SIZE:
@@ -58,6 +68,9 @@ def _plan_one(
         start = (block - first) * length
         sectors = -(-geometry.used_length(block) // geometry.logical_sector_size)
         used = with_ones(bytes(length), 0, sectors)
+        if not is_sound(block):
+            new[start : start + length] = old[start : start + length]
+            continue
         bits = int.from_bytes(old[start : start + length], "little") & int.from_bytes(used, "little")
         if bits == int.from_bytes(used, "little"):
             table.set(index, entry & OFFSET_MASK | _FULL)

@@ -19,8 +19,6 @@ from pyvhdx.format.constants import (
     ALIGNMENT,
     BAT_ENTRY_SIZE,
     HEADER_SECTION_SIZE,
-    LOG_ENTRY_SIGNATURE,
-    LOG_SECTOR_SIZE,
     MAX_FILE_SIZE,
     OFFSET_MASK,
     RESERVED_MASK,
@@ -48,7 +46,6 @@ _ANCHORS = (int(PayloadState.UNDEFINED), int(PayloadState.UNMAPPED))
 _WITHOUT_PLACE = (_NOT_PRESENT, _ZERO)
 _PRESENT = int(BitmapState.PRESENT)
 _STATE_OF = {"zero": _ZERO, "absent": _NOT_PRESENT, "present": _FULL}
-_PIECE = 1 << 20
 _WORDS = {"zero": "it is ZERO now", "absent": "it is NOT_PRESENT now", "present": "it is FULLY_PRESENT now"}
 
 
@@ -68,9 +65,8 @@ class BlockPlan:
 
     `size` is how long the file becomes for the blocks it has, `limit` where it must not grow beyond, and
     `limit_before` the same as long as the entries are as they were.
-    *log* is the place of the empty log, None where that cannot be used anyway; `log_is_free` tells whether
-    no block lies on it.  Where one does and entries stand there, its bytes may be the log's: then
-    `log_is_disputed`, and nothing may be logged until that is decided.  *traces* are those of a child, with
+    *log* is the place of the empty log, None where that cannot be used anyway.  Where a block lies on it, its
+    bytes may be the log's: then `log_is_disputed`, and nothing may be logged until that is decided.  *traces* are those of a child, with
     its locator, in a file without HasParent.
     """
 
@@ -111,8 +107,7 @@ class BlockPlan:
         for start, end in [(0, HEADER_SECTION_SIZE), *((span.start, span.end) for span in spans)]:
             for map_ in (self._taken, self._structures):
                 map_.claim(start // ALIGNMENT, (end - start) // ALIGNMENT)
-        self._log_was_used = log is not None and self._holds_entries(log.start, log.end)
-        if log is not None and self._log_was_used:
+        if log is not None:
             for map_ in (self._taken, self._structures):
                 map_.claim(log.start // ALIGNMENT, (log.end - log.start) // ALIGNMENT)
         self._rows = Rows(storage, region, geometry, differencing=differencing)
@@ -127,6 +122,7 @@ class BlockPlan:
         self._doomed: dict[int, tuple[str, int]] = {}  # unit -> the code and entry by which its holder goes
         self._winners: dict[int, int] = {}  # place -> the entry that keeps it
         self._wishes: list[int] = []
+        self._hints: list[int] = []  # entries behind the last needed that look like those of blocks
 
     def mend(self) -> None:
         """Plan everything."""
@@ -137,7 +133,7 @@ class BlockPlan:
             elif slot is Slot.PADDING:
                 for at, entry in enumerate(entries, index):
                     if entry:
-                        self.table.set(at, 0)
+                        self._padding(at, entry)
             elif self._differencing:
                 self._open(number)
                 self._bitmap(number, index, entries[0])
@@ -151,6 +147,7 @@ class BlockPlan:
                     self._anchor(index, entry)
         if self._doomed:
             self._drop_holders()
+        self._mend_hints()
         for wish in self._wishes:
             self.grow_to(wish)
         if self._has_clash:
@@ -158,15 +155,6 @@ class BlockPlan:
                 entry = self.table.get(self.geometry.bitmap_index(chunk))
                 if entry & STATE_MASK == _PRESENT and not self._clashed.is_free(entry // ALIGNMENT, 1):
                     self.undecided_bitmaps.add(chunk)
-
-    @property
-    def log_is_free(self) -> bool:
-        """Whether no block lies on the log."""
-        log = self._log
-        if log is None or self._log_was_used:
-            return True
-        first = log.start // ALIGNMENT
-        return self._taken.is_free(first, log.end // ALIGNMENT - first)
 
     def give_places(self, at: int) -> None:
         """Give the copies their places, one behind the other from file offset *at* on."""
@@ -189,14 +177,20 @@ class BlockPlan:
         if size <= self.limit:
             self.size = max(self.size, size)
 
-    def name_what_was_cut(self, cut_at: int) -> None:
+    def is_sound(self, block: int) -> bool:
+        """Return whether the place of a block with content is in the file, and no other's."""
+        place = self.table.get(self.geometry.payload_index(block)) & OFFSET_MASK
+        inside = HEADER_SECTION_SIZE <= place <= self._file_size - self.geometry.used_length(block)
+        return inside and self._clashed.is_free(place // ALIGNMENT, self._units_in_file(place))
+
+    def name_what_was_cut(self, cut_at: int, plan: Plan) -> None:
         """Name the blocks that lie behind where the file ended before it got its length back."""
         geometry = self.geometry
         for block, _, entry in self._rows.of_blocks():
             place, used = entry & OFFSET_MASK, geometry.used_length(block)
             if entry & STATE_MASK in (_FULL, _PARTIAL) and place + used > cut_at:
                 kept = max(0, cut_at - place)
-                self._plan.lose(
+                plan.lose(
                     "LOG-FILE-TRUNCATED",
                     (block << geometry.block_shift) + kept,
                     used - kept,
@@ -304,12 +298,12 @@ class BlockPlan:
         if state != _DRAFT_UNMAPPED and self._traces.partial_blocks != 1 and self._plan.is_moot("BAT-STATE"):
             return
         plan, at = self._plan, self._place_of(index)
-        fits = HEADER_SECTION_SIZE <= place <= self._file_size - self.geometry.used_length(block)
-        fits = fits and self._taken.is_free(place // ALIGNMENT, self.geometry.block_size // ALIGNMENT)
+        inside = HEADER_SECTION_SIZE <= place <= self._file_size - self.geometry.used_length(block)
+        fits = inside and self._taken.is_free(place // ALIGNMENT, self.geometry.block_size // ALIGNMENT)
         alone = self._traces.partial_blocks <= 1 and not self._traces.bitmaps and not self._has_locator
         if state == _PARTIAL and fits and alone:
             choice: str | None = "present"
-        elif state == _DRAFT_UNMAPPED and plan.choices.for_place("BAT-STATE", at) is None:
+        elif state == _DRAFT_UNMAPPED and not inside and plan.choices.for_place("BAT-STATE", at) is None:
             self.table.set(index, _UNMAPPED)
             plan.is_visible = True
             plan.note("BAT-STATE", at, "it is UNMAPPED now, as a draft of the format meant it")
@@ -348,16 +342,31 @@ class BlockPlan:
         self.table.set(index, entry & ~RESERVED_MASK)
         return True
 
-    def _holds_entries(self, start: int, end: int) -> bool:
-        """Return whether a log entry begins in a range of the log."""
-        while start < end and (run := self._storage.next_data(start)) is not None and run[0] < end:
-            start = max(start, run[0] & -LOG_SECTOR_SIZE)
-            data = self._storage.read_at(min(_PIECE, end - start), start)
-            signatures = (data[at : at + 4] for at in range(0, len(data), LOG_SECTOR_SIZE))
-            if LOG_ENTRY_SIGNATURE in signatures:
-                return True
-            start += _PIECE
-        return False
+    def _units_in_file(self, place: int) -> int:
+        """Return how many units of a block at *place* lie in the file."""
+        first = place // ALIGNMENT
+        return max(0, min(self._units_of_block, self._taken.units - first))
+
+    def _padding(self, index: int, entry: int) -> None:
+        """Plan an entry that no block needs; one that names a place may mean that the size is wrong."""
+        place, at = entry & OFFSET_MASK, self._place_of(index)
+        fits = HEADER_SECTION_SIZE <= place <= self._file_size - self.geometry.block_size
+        if entry & STATE_MASK not in (_FULL, _PARTIAL) or not fits:
+            self.table.set(index, 0)
+        elif self._plan.choices.for_place("BAT-PADDING", at) is not None:
+            self.table.set(index, 0)
+            self._plan.note("BAT-PADDING", at, "it is 0 now")
+        elif not self._plan.is_moot("BAT-PADDING"):
+            self._hints.append(index)
+            self._plan.choose("BAT-PADDING", at)
+
+    def _mend_hints(self) -> None:
+        """Clear those whose place is a block's, which only now are all known."""
+        for index in self._hints:
+            place = self.table.get(index) & OFFSET_MASK
+            if not self._taken.is_free(place // ALIGNMENT, self._units_in_file(place)):
+                self.table.set(index, 0)
+                self._plan.offers.pop(("BAT-PADDING", self._place_of(index)), None)
 
     def _clash(self, block: int, index: int, entry: int) -> None:
         """Plan a block at a place that is taken."""

@@ -81,7 +81,7 @@ class Mender:
             self._medium.grow(size)
 
     def write_unlogged(self, data: bytes, offset: int) -> None:
-        """Write at most 512 bytes that no log may hold: the signature of the file."""
+        """Write what holds good with any part of it written: the signature, or a copy that does not count."""
         self._medium.write_payload(data, offset)
         self._medium.barrier()
 

@@ -73,8 +73,12 @@ class MetadataPlan:
 
     # -- what is wrong ------------------------------------------------------------------------
 
-    def mend(self, traces: Traces) -> None:
-        """Plan everything that this region needs but for its parent locator."""
+    def mend(self, traces: Traces | None) -> None:
+        """
+        Plan everything that this region needs but for its parent locator.
+
+        *traces* are None where nobody can look for them.
+        """
         self._mend_entries()
         self._mend_parameters(traces)
         self._mend_size()
@@ -113,14 +117,14 @@ class MetadataPlan:
             and entry.offset + entry.length <= self.region.length
         )
 
-    def _mend_parameters(self, traces: Traces) -> None:
+    def _mend_parameters(self, traces: Traces | None) -> None:
         data = self.item(c.FILE_PARAMETERS)
         if len(data) != FileParameters.packer.size:
             return
         parameters = FileParameters.parse(data)
         flags = parameters.flags & (LEAVE_BLOCKS_ALLOCATED | HAS_PARENT)
         locator = self.find(c.PARENT_LOCATOR)
-        if locator is not None and not flags & HAS_PARENT:
+        if locator is not None and traces is not None and not flags & HAS_PARENT:
             place = self.region.file_offset + self.entries[locator].offset
             choice = self._plan.choose("LOCATOR-LEFTOVER", place) if traces else "remove"
             if choice == "parent":
@@ -132,7 +136,7 @@ class MetadataPlan:
                 self._plan.note("LOCATOR-LEFTOVER", place, "the parent locator was removed")
         if flags & HAS_PARENT:
             flags &= ~LEAVE_BLOCKS_ALLOCATED
-        self.set_item(c.FILE_PARAMETERS, replace(parameters, flags=flags).build())
+        self._try_item(c.FILE_PARAMETERS, replace(parameters, flags=flags).build())
 
     def _mend_size(self) -> None:
         data, sector = self.item(c.VIRTUAL_DISK_SIZE), self.item(c.LOGICAL_SECTOR_SIZE)
@@ -144,7 +148,8 @@ class MetadataPlan:
         place = self.place(c.VIRTUAL_DISK_SIZE)
         if size > sector_size and self._plan.choose("METADATA-SIZE", place) == "round":
             rounded = size - size % sector_size
-            self.set_item(c.VIRTUAL_DISK_SIZE, VirtualDiskSize(size=rounded).build())
+            if not self._try_item(c.VIRTUAL_DISK_SIZE, VirtualDiskSize(size=rounded).build()):
+                return
             self._plan.is_visible = True
             self._plan.note("METADATA-SIZE", place, f"the size is {rounded} now")
 
@@ -157,9 +162,7 @@ class MetadataPlan:
             is_right = len(found) == 16 and found != bytes(16)
         if is_right or (self.find(item_id) is None and len(self.entries) >= c.MAX_METADATA_ENTRIES):
             return
-        try:
-            self.set_item(item_id, data)
-        except RequestError:  # a region without room
+        if not self._try_item(item_id, data):
             return
         self._plan.is_visible = True
         place = self.region.file_offset if not found else self.place(item_id)
@@ -194,13 +197,30 @@ class MetadataPlan:
             return self._data[entry.offset]
         return self._read(entry.length, self.region.file_offset + entry.offset)
 
+    def _try_item(self, item_id: UUID, data: bytes) -> bool:
+        """Give a system item other bytes, if it can be; return whether it could."""
+        try:
+            self.set_item(item_id, data)
+        except RequestError:
+            return False
+        return True
+
     def set_item(self, item_id: UUID, data: bytes) -> None:
-        """Give a system item other bytes; raise `RequestError` where the region has no room for more."""
+        """
+        Give a system item other bytes.
+
+        Raises `RequestError` where the region has no room for more, or the place is another item's too.
+        """
+        if data == self.item(item_id):
+            return
         number = self.find(item_id)
         old = None if number is None else self.entries[number]
         if old is not None and not self._is_inside(old):
             old = None
         place = place_for(self.entries, self.region.length, old, len(data))
+        others = (entry for at, entry in enumerate(self.entries) if at != number and entry.length)
+        if any(other.offset < place + len(data) and place < other.offset + other.length for other in others):
+            raise RequestError(f"the item at {place:#x} of the metadata region overlaps another")
         new = MetadataTableEntry(
             item_id=item_id, offset=place, length=len(data), flags=ITEM_FLAGS_OF[item_id]
         )

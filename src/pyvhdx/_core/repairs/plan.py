@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pyvhdx._core.rules import RULES
@@ -18,6 +18,10 @@ CHOICES: dict[str, dict[str, str]] = {
     "LOG-FILE-TRUNCATED": {
         "extend": "the file gets its length back, zeros where it was cut, and the log is replayed",
         "drop": "the log is given up, with all that stands in it and nowhere else",
+    },
+    "REGION-COPIES": {
+        "first": "the first copy of the region table is written over the second",
+        "second": "the second copy of the region table is written over the first",
     },
     "METADATA-SIZE": {"round": "the size is rounded down to whole sectors"},
     "LOCATOR-LEFTOVER": {
@@ -48,6 +52,7 @@ CHOICES: dict[str, dict[str, str]] = {
         "second": "the second one keeps the place, and the first reads as zeros",
         "zero": "both read as zeros",
     },
+    "BAT-PADDING": {"clear": "the entry is zeroed, though it names a place that nothing else uses"},
     "BITMAP-SLOT": {"clear": "the slots are zeroed, though something else says that the file was a child"},
     "BITMAP-ENTRY": {
         "present": "the partial blocks of the chunk are present with all that lies at their places",
@@ -103,9 +108,19 @@ class Choices:
             if offset is not None:
                 self._unused.add((code, offset))
 
+    @property
+    def has_any(self) -> bool:
+        """Whether anything was chosen at all."""
+        return bool(self._chosen)
+
     def has(self, code: str) -> bool:
         """Return whether anything was chosen for a code."""
         return code in self._codes
+
+    def is_chosen(self, code: str, choice: str | None = None) -> bool:
+        """Return whether a choice, or any, was made for all findings of a code."""
+        chosen = self._chosen.get((code, None))
+        return chosen is not None and choice in (None, chosen)
 
     def for_place(self, code: str, offset: int) -> str | None:
         """Return the choice for a finding; one for its place goes before one for its code."""
@@ -135,6 +150,16 @@ class Plan:
     lost: list[Loss] = field(default_factory=list)
     is_visible: bool = False
     _counts: dict[str, int] = field(default_factory=dict)
+
+    def aside(self) -> Plan:
+        """Return a plan with the same choices and offers, and nothing done: it may come to nothing."""
+        return replace(self, notes={}, lost=[], is_visible=False)
+
+    def adopt(self, aside: Plan) -> None:
+        """Let what was planned aside be done."""
+        self.notes |= aside.notes
+        self.is_visible = self.is_visible or aside.is_visible
+        self.lost += aside.lost
 
     def choose(self, code: str, offset: int, possible: tuple[str, ...] | None = None) -> str | None:
         """

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyvhdx._core.geometry import Geometry
 from pyvhdx._core.metadata import read_metadata
 from pyvhdx._core.regions import Span, read_regions, region_name
+from pyvhdx._core.repairs.blocks import BlockPlan
+from pyvhdx._core.repairs.metadata import Traces
+from pyvhdx._core.repairs.plan import Choices, Plan
 from pyvhdx.errors import ImageError
 from pyvhdx.format.checksum import seal
 from pyvhdx.format.constants import (
@@ -21,8 +25,8 @@ from pyvhdx.format.region import RegionTableEntry, RegionTableHeader, is_valid_r
 if TYPE_CHECKING:
     from pyvhdx._core.metadata import Metadata
     from pyvhdx._core.regions import Regions
-    from pyvhdx._core.repairs.plan import Plan
     from pyvhdx._types import ReadAt
+    from pyvhdx.storage import Storage
 
 _HEAD = RegionTableHeader.packer.size
 _ENTRY = RegionTableEntry.packer.size
@@ -30,52 +34,112 @@ _NO_LOG = Span(0, 0, "log")
 
 
 class RegionPlan(NamedTuple):
-    """The regions that count, what is to be written, and how long the file must be for them."""
+    """
+    The regions that count, what is to be written, and how long the file must be for them.
+
+    `edits` go through the log; `copies` need none: they are written over a copy that does not count.
+    `is_settled` tells that the copies disagreed on BAT or metadata: all that a check has said of these may be
+    of the other copy.
+    """
 
     bat: RegionTableEntry
     metadata: RegionTableEntry
     spans: list[Span]
     edits: list[tuple[int, bytes]]
+    copies: list[tuple[int, bytes]]
     size: int
+    is_settled: bool
 
 
-def plan_regions(copies: tuple[bytes, bytes], read: ReadAt, file_size: int, plan: Plan) -> RegionPlan | None:
-    """
-    Return what to do about the two 64 KiB *copies*; None where no copy says where the regions lie.
-
-    The first copy counts, unless only the second one leads to regions that hold what they should.
-    """
-    candidates = []
-    for number, data in enumerate(copies):
-        if is_valid_region_table(data):
-            try:
-                regions = read_regions((data, data), _NO_LOG, log_in_use=False, file_size=MAX_FILE_SIZE)
-            except ImageError:
-                continue
-            candidates.append((not _is_sound(regions, read), number, regions))
+def plan_regions(copies: tuple[bytes, bytes], storage: Storage, log: Span, plan: Plan) -> RegionPlan | None:
+    """Return what to do about the two 64 KiB *copies*; None where no copy says where the regions lie."""
+    read = storage.read_at
+    valid = [is_valid_region_table(data) for data in copies]
+    candidates: dict[int, Regions] = {}
+    for at, copy in enumerate(copies):
+        if valid[at]:
+            with contextlib.suppress(ImageError):
+                candidates[at] = read_regions(
+                    (copy, copy), _NO_LOG, log_in_use=False, file_size=MAX_FILE_SIZE
+                )
     if not candidates:
         return None
-    _, number, regions = min(candidates, key=lambda candidate: candidate[:2])
-    if all(map(is_valid_region_table, copies)) and copies[0] != copies[1]:
-        which, other = ("first", "second") if number == 0 else ("second", "first")
-        plan.note(
-            "REGION-COPIES",
-            REGION_TABLE_OFFSETS[0],
-            f"the {which} copy leads to regions that are whole, and was written over the {other}"
-            if number
-            else f"the {which} copy was written over the {other}",
-        )
-    wanted = _cleaned(copies[number], len(regions.entries))
-    edits = [
-        (offset, wanted) for offset, data in zip(REGION_TABLE_OFFSETS, copies, strict=True) if data != wanted
-    ]
+    number: int | None = min(candidates)
+    is_settled = False
+    if all(valid) and copies[0] != copies[1]:
+        if len(candidates) < 2 or not _agree(*candidates.values()):
+            number = _better_copy(copies, candidates, storage, log, plan)
+            is_settled = number is not None
+        if number is not None:
+            which, other = ("first", "second") if number == 0 else ("second", "first")
+            plan.note(
+                "REGION-COPIES", REGION_TABLE_OFFSETS[0], f"the {which} copy was written over the {other}"
+            )
+    decided = number is not None
+    number = min(candidates) if number is None else number
+    data, regions = copies[number], candidates[number]
+    wanted = _cleaned(data, len(regions.entries))
     return RegionPlan(
         regions.bat,
         regions.metadata,
         [Span(entry.file_offset, entry.end, region_name(entry)) for entry in regions.entries],
-        edits,
-        _size_for(regions, read, file_size),
+        [(offset, wanted) for offset in REGION_TABLE_OFFSETS if decided and wanted != data],
+        [(REGION_TABLE_OFFSETS[1 - number], data)] if decided and data != copies[1 - number] else [],
+        _size_for(regions, read, storage.size()),
+        is_settled,
     )
+
+
+def _agree(first: Regions, second: Regions) -> bool:
+    return all(
+        (one.file_offset, one.length) == (other.file_offset, other.length)
+        for one, other in ((first.bat, second.bat), (first.metadata, second.metadata))
+    )
+
+
+def _better_copy(
+    copies: tuple[bytes, bytes], candidates: dict[int, Regions], storage: Storage, log: Span, plan: Plan
+) -> int | None:
+    """Return which of two copies counts that name other regions: the first that leads to what it should."""
+    words = ("first", "second")
+    at = REGION_TABLE_OFFSETS[0]
+    choice = plan.choices.for_place("REGION-COPIES", at)
+    if choice is None:
+        for number in candidates:
+            if _is_sound(copies[number], storage, log):
+                plan.is_visible = plan.is_visible or number == 1
+                return number
+    choice = plan.choose("REGION-COPIES", at, tuple(words[number] for number in candidates))
+    if choice is None:
+        return None
+    plan.is_visible = True
+    return words.index(choice)
+
+
+def _is_sound(data: bytes, storage: Storage, log: Span) -> bool:
+    """Return whether a copy names regions in the file, on nothing else, and all that they hold is as it should be."""
+    try:
+        regions = read_regions((data, data), log, log_in_use=True, file_size=storage.size())
+        metadata = read_metadata(regions.metadata, storage.read_at)
+    except ImageError:
+        return False
+    if _needed(metadata) > regions.bat.length:
+        return False
+    probe = Plan(Choices(None))
+    blocks = BlockPlan(
+        storage,
+        regions.bat,
+        Geometry(metadata.size, metadata.block_size, metadata.logical_sector_size),
+        [Span(entry.file_offset, entry.end, region_name(entry)) for entry in regions.entries],
+        log,
+        probe,
+        differencing=metadata.has_parent,
+        traces=Traces(0, 0),
+        has_locator=False,
+        can_grow=False,
+    )
+    blocks.mend()
+    return not probe.offers and not blocks.table
 
 
 def _cleaned(data: bytes, count: int) -> bytes:
@@ -99,12 +163,6 @@ def _metadata_of(regions: Regions, read: ReadAt) -> Metadata | None:
 def _needed(metadata: Metadata) -> int:
     geometry = Geometry(metadata.size, metadata.block_size, metadata.logical_sector_size)
     return geometry.entries_needed(differencing=metadata.has_parent) * BAT_ENTRY_SIZE
-
-
-def _is_sound(regions: Regions, read: ReadAt) -> bool:
-    """Return whether the regions hold metadata that can be read, and a BAT that is long enough for it."""
-    metadata = _metadata_of(regions, read)
-    return metadata is not None and _needed(metadata) <= regions.bat.length
 
 
 def _size_for(regions: Regions, read: ReadAt, file_size: int) -> int:

@@ -22,6 +22,7 @@ from pyvhdx._core.repairs.mender import Mender, end_of
 from pyvhdx._core.repairs.metadata import MetadataPlan, Traces
 from pyvhdx._core.repairs.regions import plan_regions
 from pyvhdx._core.repairs.rows import traces_in
+from pyvhdx._core.repairs.undecided import Found, undecided
 from pyvhdx.errors import ImageError
 from pyvhdx.format import constants as c
 from pyvhdx.format.header import Header, is_valid_header
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     from pyvhdx._core.repairs.locator import KnownParent
     from pyvhdx._core.repairs.plan import Plan
     from pyvhdx._core.repairs.regions import RegionPlan
+    from pyvhdx._types import ReadAt
     from pyvhdx.errors import Finding
-    from pyvhdx.storage import Rehearsal
+    from pyvhdx.storage import Rehearsal, Storage
 
 # What is cured by the headers that every session writes: whole, equal, and without a log.
 _BY_ANY_SESSION = {
@@ -64,7 +66,7 @@ _OF_BLOCKS = {
 _OF_BITMAPS = {"BITMAP-STALE", "BITMAP-TAIL", "BITMAP-FULL", "BITMAP-NONE"}
 # What needs the file longer than it is, or may.
 _OF_SPACE = {"FILE-ALIGNMENT", "FILE-FIXED-SIZE", "REGION-RANGE", "LOG-RANGE", "LOG-OVERLAP", "LOG-LENGTH"}
-_OF_LOG_PLACE = {"LOG-RANGE", "LOG-OVERLAP", "LOG-LENGTH", "BAT-OVERLAP"}
+_OF_LOG_PLACE = {"LOG-RANGE", "LOG-OVERLAP", "LOG-LENGTH"}
 _IDENTIFIER_UNIT = 512
 
 
@@ -72,28 +74,37 @@ class FileRepair:
     """
     One repair of one file.
 
-    *findings* are those of a check before; *parent_of* gives the parent for the bytes of a locator,
-    None where it is not known.
+    *found* is what a check before found; *parent_of* gives the parent for the bytes of a locator,
+    None where it is not known, *names_parent* tells that the caller names it.  *cut_at* is where the file ended
+    that got its length back.
+
+    As long as something is `undecided`, only that is mended which cannot hang on it: identifier, headers,
+    log, and a copy of the region table that does not count.
     """
 
     def __init__(
         self,
         storage: Rehearsal,
         plan: Plan,
-        findings: list[Finding],
+        found: Found,
         parent_of: Callable[[], KnownParent | None],
         *,
+        names_parent: bool,
         can_grow: bool,
+        cut_at: int | None,
     ) -> None:
         self._storage = storage
         self._plan = plan
-        self._findings = findings
-        self._codes = {finding.code for finding in findings}
+        self._found = found
+        self._codes = {finding.code for finding in found.findings}
         self._parent_of = parent_of
+        self._names_parent = names_parent
         self._can_grow = can_grow
+        self.undecided: list[Finding] = []
+        self.cut_at = cut_at
+        self.is_halfway = False  # what was found before is no longer to be trusted
         self.saw_the_table = False  # or what was mended may show it
         self._needs_session = False
-        self._cut_at: int | None = None  # where the file ended that got its length back
 
     def mend(self) -> None:
         """Do in the rehearsal what can be done."""
@@ -151,19 +162,21 @@ class FileRepair:
             if choice is None:
                 return False
             self._plan.is_visible = True
+            self.is_halfway = True
             if choice == "drop":
                 self._plan.lose(error.code, None, 0, "what stood in the log and nowhere else")
                 self._plan.note(error.code, error.offset, "the log was given up")
                 mender.begin(visible=True)
-                return True
-            return self._extend_and_replay(mender, ring, error)
+            else:
+                self._extend_and_replay(mender, ring, error)
+            return False
         if replay.entries:
             mender.replay(replay)
         else:
             mender.begin(visible=False)
         return True
 
-    def _extend_and_replay(self, mender: Mender, ring: Ring, error: ImageError) -> bool:
+    def _extend_and_replay(self, mender: Mender, ring: Ring, error: ImageError) -> None:
         """Give a cut file its length back and replay the log; the blocks that lost something are named later."""
         guid, cut_at = mender.header.log_guid, self._storage.size()
         try:
@@ -171,37 +184,63 @@ class FileRepair:
             flushed = read_log(ring, guid, c.MAX_FILE_SIZE).entries[-1].header.flushed_file_offset
             replay = read_log(ring, guid, flushed)
         except ImageError:
-            return False
+            self.is_halfway = False
+            return
         mender.replay(replay)
-        self._cut_at = cut_at
+        self.cut_at = cut_at
         self._plan.note(error.code, error.offset, "the file got its length back, and the log was replayed")
-        self._codes |= _OF_BLOCKS | _OF_BITMAPS
-        return True
 
     # -- behind the log -----------------------------------------------------------------------
 
     def _mend_structures(self, mender: Mender) -> None:
-        storage, plan = self._storage, self._plan
+        storage = self._storage
+        plan = self._plan.aside()
         first, second = (storage.read_at(c.REGION_TABLE_SIZE, at) for at in c.REGION_TABLE_OFFSETS)
-        regions = plan_regions((first, second), storage.read_at, storage.size(), plan)
-        rewrites_signature = self._signature_can_be_written(regions)
+        log = log_span(mender.header)
+        regions = plan_regions((first, second), storage, log, plan)
+        unlogged = regions.copies if regions is not None else []
+        if self._signature_can_be_written(regions):
+            start = storage.read_at(_IDENTIFIER_UNIT, 0)
+            unlogged = [*unlogged, (0, c.IDENTIFIER_SIGNATURE + start[8:])]
+        if regions is not None and regions.is_settled:
+            self.is_halfway = True
+            self._plan.adopt(plan)
+            self._carry_out(mender, unlogged, None, None, None)
+            return
         blocks = table = None
         if regions is not None:
             table = MetadataPlan(regions.metadata, storage.read_at, plan)
-            metadata = self._metadata_of(regions)
-            traces = Traces(0, 0)
-            if metadata is not None and not metadata.has_parent:
-                geometry = Geometry(metadata.size, metadata.block_size, metadata.logical_sector_size)
-                if self._codes & {"LOCATOR-LEFTOVER", "BAT-STATE", "BITMAP-SLOT"}:
-                    traces = traces_in(storage, regions.bat, geometry)
             if table.is_usable:
-                has_locator = table.find(c.PARENT_LOCATOR) is not None
-                table.mend(traces)
-                self._mend_locator(table)
-                if metadata is not None:
-                    self.saw_the_table = True
-                    blocks = self._plan_blocks(mender.header, regions, table, metadata, traces, has_locator)
-        self._carry_out(mender, regions, table, blocks, rewrites_signature=rewrites_signature)
+                blocks = self._plan_behind(regions, table, log, plan)
+        self.undecided = undecided(self._found, plan, storage.read_at, names_parent=self._names_parent)
+        # Without the blocks nobody knows what the log lies on, nor what anything else does.
+        if self.undecided or blocks is None:
+            regions = table = blocks = None
+        else:
+            self._plan.adopt(plan)
+        self._carry_out(mender, unlogged, regions, table, blocks)
+
+    def _plan_behind(
+        self, regions: RegionPlan, table: MetadataPlan, log: Span, plan: Plan
+    ) -> BlockPlan | None:
+        """Plan metadata and blocks; None where the metadata, as they will be, do not tell of any blocks."""
+        storage = self._storage
+        metadata = _metadata_or_none(regions, storage.read_at)
+        traces: Traces | None = None
+        if metadata is not None and not metadata.has_parent:
+            traces = Traces(0, 0)
+            geometry = Geometry(metadata.size, metadata.block_size, metadata.logical_sector_size)
+            if self._codes & {"LOCATOR-LEFTOVER", "BAT-STATE", "BITMAP-SLOT"}:
+                traces = traces_in(storage, regions.bat, geometry)
+        self.saw_the_table = metadata is not None
+        has_locator = table.find(c.PARENT_LOCATOR) is not None
+        table.mend(traces)
+        self._mend_locator(table, plan)
+        edits = table.edits()
+        planned = _metadata_or_none(regions, lambda length, at: _with_edits(storage, edits, length, at))
+        if planned is None:
+            return None
+        return self._plan_blocks(log, regions, planned, traces or Traces(0, 0), has_locator, plan)
 
     def _signature_can_be_written(self, regions: RegionPlan | None) -> bool:
         if self._storage.read_at(8, 0) == c.IDENTIFIER_SIGNATURE:
@@ -209,34 +248,27 @@ class FileRepair:
         # A right header and regions that lie as they should: nothing else looks like that.
         return regions is not None or self._plan.choose("IDENTIFIER", 0) == "rewrite"
 
-    def _metadata_of(self, regions: RegionPlan) -> Metadata | None:
-        try:
-            return read_metadata(regions.metadata, self._storage.read_at)
-        except ImageError:
-            return None
-
-    def _mend_locator(self, table: MetadataPlan) -> None:
+    def _mend_locator(self, table: MetadataPlan, plan: Plan) -> None:
         if table.find(c.PARENT_LOCATOR) is None:
             return
         wrong = {code for code in self._codes if code.startswith(("LOCATOR-", "PARENT-"))}
         if wrong - {"LOCATOR-LEFTOVER"}:
-            codes = {(finding.code, finding.offset) for finding in self._findings}
-            plan_locator(table, self._parent_of(), self._plan, codes)
+            codes = {(finding.code, finding.offset) for finding in self._found.findings}
+            plan_locator(table, self._parent_of(), plan, codes)
 
     def _plan_blocks(
         self,
-        header: Header,
+        log: Span,
         regions: RegionPlan,
-        table: MetadataPlan,
         metadata: Metadata,
         traces: Traces,
         has_locator: bool,
+        plan: Plan,
     ) -> BlockPlan | None:
         geometry = Geometry(metadata.size, metadata.block_size, metadata.logical_sector_size)
-        differencing = metadata.has_parent or table.has_parent
+        differencing = metadata.has_parent
         if geometry.entries_needed(differencing=differencing) * c.BAT_ENTRY_SIZE > regions.bat.length:
             return None
-        log = log_span(header)
         usable = _can_hold_a_log(log, regions.spans, self._storage.size())
         blocks = BlockPlan(
             self._storage,
@@ -244,7 +276,7 @@ class FileRepair:
             geometry,
             regions.spans,
             log if usable else None,
-            self._plan,
+            plan,
             differencing=differencing,
             traces=traces,
             has_locator=has_locator,
@@ -255,8 +287,9 @@ class FileRepair:
         if "FILE-FIXED-SIZE" in self._codes:
             length = log.end - log.start if usable else c.ALIGNMENT
             blocks.grow_to(fixed_size(geometry, regions.spans, length))
-        if self._cut_at is not None:
-            blocks.name_what_was_cut(self._cut_at)
+        if self.cut_at is not None:
+            blocks.name_what_was_cut(self.cut_at, self._plan)
+            self.cut_at = None
         return blocks
 
     # -- carrying out -------------------------------------------------------------------------
@@ -264,11 +297,10 @@ class FileRepair:
     def _carry_out(
         self,
         mender: Mender,
+        unlogged: list[tuple[int, bytes]],
         regions: RegionPlan | None,
         table: MetadataPlan | None,
         blocks: BlockPlan | None,
-        *,
-        rewrites_signature: bool,
     ) -> None:
         """Make the changes; the first is the header with the new FileWriteGuid (2.2.2)."""
         storage, plan = self._storage, self._plan
@@ -276,17 +308,17 @@ class FileRepair:
         bits: list[tuple[int, bytes]] = []
         if blocks is not None and self._codes & _OF_BITMAPS:
             # The entries of the blocks go first: bits of what is no partial block are nothing to a reader.
-            bits = list(plan_bitmaps(storage, blocks.table, blocks.geometry, blocks.undecided_bitmaps))
+            bits = list(
+                plan_bitmaps(
+                    storage, blocks.table, blocks.geometry, blocks.undecided_bitmaps, blocks.is_sound
+                )
+            )
         is_logged = any(edits) or bool(bits) or (blocks is not None and bool(blocks.table or blocks.copies))
         log = log_span(mender.header)
         ends = _Ends(storage.size(), regions, blocks, log)
-        log_is_usable = (blocks is None or blocks.log_is_free) and _can_hold_a_log(
-            log, regions.spans if regions is not None else [], storage.size()
-        )
-        if blocks is not None and not blocks.log_is_free:
-            plan.is_visible = True  # a block on it could not be read
+        log_is_usable = regions is not None and _can_hold_a_log(log, regions.spans, storage.size())
         new_log = None
-        is_disputed = blocks is not None and blocks.log_is_disputed
+        is_disputed = blocks is None or blocks.log_is_disputed
         if not log_is_usable and not is_disputed and (is_logged or self._codes & _OF_LOG_PLACE):
             new_log = ends.take_log()
         if is_disputed or not (log_is_usable or new_log is not None):
@@ -295,13 +327,12 @@ class FileRepair:
             ends.end = storage.size()
         if blocks is not None:
             ends.take_copies(blocks)
-        changes = is_logged or new_log is not None or rewrites_signature or ends.end > storage.size()
+        changes = is_logged or new_log is not None or bool(unlogged) or ends.end > storage.size()
         if not (changes or self._needs_session or plan.is_visible):
             return
         mender.begin(visible=plan.is_visible)
-        if rewrites_signature:
-            start = storage.read_at(_IDENTIFIER_UNIT, 0)
-            mender.write_unlogged(c.IDENTIFIER_SIGNATURE + start[8:], 0)
+        for offset, data in unlogged:
+            mender.write_unlogged(data, offset)
         mender.lengthen(ends.before_entries)
         if new_log is not None:
             mender.place_log(new_log)
@@ -318,6 +349,24 @@ class FileRepair:
                 _copy(mender, blocks, ends)
                 mender.write(blocks.table.edits())
             mender.write(bits)
+
+
+def _metadata_or_none(regions: RegionPlan, read: ReadAt) -> Metadata | None:
+    """Return the metadata, None where they cannot be read."""
+    try:
+        return read_metadata(regions.metadata, read)
+    except ImageError:
+        return None
+
+
+def _with_edits(storage: Storage, edits: list[tuple[int, bytes]], length: int, at: int) -> bytes:
+    """Read what a range will hold."""
+    data = bytearray(storage.read_at(length, at))
+    for offset, new in edits:
+        start, stop = max(at, offset), min(at + len(data), offset + len(new))
+        if start < stop:
+            data[start - at : stop - at] = new[start - offset : stop - offset]
+    return bytes(data)
 
 
 def _copy(mender: Mender, blocks: BlockPlan, ends: _Ends) -> None:
