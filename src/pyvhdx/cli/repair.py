@@ -99,6 +99,8 @@ def _undo(parsed: Namespace) -> None:
             f"{common.printable(report.image)}: as before the repair, {common.human(report.size)} long; "
             f"{common.human(report.restored)} were put back"
         )
+        if not report.removed:
+            print(f"{common.printable(report.undo)} stays: it was made for another file")
 
 
 def describe(report: RepairReport) -> dict[str, Any]:
@@ -108,6 +110,9 @@ def describe(report: RepairReport) -> dict[str, Any]:
 
 def _print_human(report: RepairReport) -> None:
     print(f"{common.printable(report.image)}:")
+    if report.undone_first:
+        would = "would be" if report.dry_run else "was"
+        print(f"  a repair that had been cut short {would} undone first")
     for repaired in report.done:
         would = "would be " if report.dry_run else ""
         print(f"  {would}mended: {common.printable(str(repaired.finding))}; {repaired.action}")
