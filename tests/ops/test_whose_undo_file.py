@@ -166,7 +166,7 @@ def test_an_undo_file_stays_when_it_is_applied_to_a_copy(tmp_path: Path) -> None
     before = path.read_bytes()
     undo = pyvhdx.repair(path).undo
     assert undo is not None
-    copy = shutil.copy(path, tmp_path / "copy.vhdx")
+    copy = Path(shutil.copy(path, tmp_path / "copy.vhdx"))
     report = pyvhdx.undo_repair(copy, undo)
     assert (copy.read_bytes(), report.removed, Path(undo).exists()) == (before, False, True)
     report = pyvhdx.undo_repair(path, undo)
@@ -178,7 +178,7 @@ def test_the_repair_of_a_copy_takes_away_no_undo_file_of_another(tmp_path: Path)
     before = path.read_bytes()
     kept = tmp_path / "disk.vhdx.undo"
     half_repaired(path, kept)
-    copy, half = shutil.copy(path, tmp_path / "copy.vhdx"), path.read_bytes()
+    copy, half = Path(shutil.copy(path, tmp_path / "copy.vhdx")), path.read_bytes()
     header, status = UndoHeader.parse(kept.read_bytes()[:512]), path.stat()
     header = replace(header, device=status.st_dev, inode=status.st_ino)
     kept.write_bytes(header.sealed() + kept.read_bytes()[512:])
