@@ -10,6 +10,7 @@ import pytest
 
 import pyvhdx
 from pyvhdx import cli
+from pyvhdx.testing import FailingStorage, MemoryStorage
 from tests.corpus.broken import child, disk, parent
 from tests.corpus.handmade import BAT_AT, FULL, MIB, ZERO
 
@@ -104,6 +105,8 @@ def test_the_parent_can_be_named(tmp_path: Path) -> None:
         (["--choose", "PARENT-MISMATCH=relink"], "the parent must be named"),
         (["--undo", "--dry-run"], "--undo goes with --undo-file only"),
         (["--no-undo", "--undo-file", "x"], "not allowed with"),
+        (["-U"], "--force-share goes with --dry-run only"),
+        (["-U", "--undo"], "--force-share goes with --dry-run only"),
     ],
 )
 def test_wrong_use_says_what_is_right(
@@ -118,6 +121,67 @@ def test_wrong_use_says_what_is_right(
     assert status == 2
     assert sentence in capsys.readouterr().err
     assert Path(path).read_bytes() == before
+
+
+def test_a_dry_run_may_share_the_image(tmp_path: Path) -> None:
+    path = str(disk(headers=({}, {"crc": 0})).write(tmp_path / "disk.vhdx").path)
+    with pyvhdx.open(path, "r+"):
+        assert cli.main(["repair", "--dry-run", "-U", path]) == 0
+
+
+def test_a_dry_run_says_that_an_undo_file_is_in_the_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(disk(headers=({}, {"crc": 0})).write(tmp_path / "disk.vhdx").path)
+    assert cli.main(["repair", "--dry-run", path]) == 0
+    Path(f"{path}.undo").write_bytes(b"mine")
+    capsys.readouterr()
+    assert cli.main(["repair", "--dry-run", path]) == cli.main(["repair", path]) == 1
+    err = capsys.readouterr().err
+    assert f"{path}.undo exists, and is not overwritten: the repair itself would fail" in err
+    assert cli.main(["repair", "--dry-run", "--no-undo", path]) == 0
+    assert cli.main(["repair", "--dry-run", "--undo-file", f"{path}.other", path]) == 0
+    pyvhdx.repair(path, undo=False)
+    assert cli.main(["repair", "--dry-run", path]) == cli.main(["repair", path]) == 0
+
+
+def test_a_refused_undo_file_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(disk(headers=({}, {"crc": 0})).write(tmp_path / "disk.vhdx").path)
+    assert cli.main(["repair", path]) == 0
+    undo = Path(f"{path}.undo")
+    with pyvhdx.open(path, "r+") as image:
+        image.pwrite(b"new", 0)
+    assert cli.main(["repair", "--undo", path]) == 2
+    assert "name its own undo file (undo=, --undo-file), or keep the image and remove this one" in (
+        capsys.readouterr().err
+    )
+    undo.write_bytes(b"no undo file")
+    assert cli.main(["repair", "--undo", path]) == 2
+    assert "name the right one (undo=, --undo-file)" in capsys.readouterr().err
+
+
+def test_an_undo_file_of_another_image_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(disk(headers=({}, {"crc": 0})).write(tmp_path / "disk.vhdx").path)
+    assert cli.main(["repair", path]) == 0
+    copy = tmp_path / "copy.vhdx"
+    copy.write_bytes(Path(path).read_bytes())
+    assert cli.main(["repair", "--undo", "--undo-file", f"{path}.undo", str(copy)]) == 0
+    assert f"{path}.undo stays: it was made for another file\n" in capsys.readouterr().out
+    assert cli.main(["repair", "--undo", path, "--output", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["removed"] is True
+
+
+def test_an_unfinished_repair_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(disk(headers=({}, {"crc": 0}), bat={3: 9 * MIB | ZERO}).write(tmp_path / "disk.vhdx").path)
+    image, undo = MemoryStorage(Path(path).read_bytes()), MemoryStorage()
+    with pytest.raises(OSError, match="Input/output"):
+        pyvhdx.repair(FailingStorage(image, 9), undo=undo)
+    Path(path).write_bytes(image.read_at(image.size(), 0))
+    Path(f"{path}.undo").write_bytes(undo.read_at(undo.size(), 0))
+    assert cli.main(["repair", "--dry-run", path]) == 0
+    assert "a repair that had been cut short would be undone first\n" in capsys.readouterr().out
+    assert cli.main(["repair", path, "--output", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["undone-first"] is True
 
 
 def test_failures_have_their_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -602,6 +602,7 @@ def test_reports_are_plain_values() -> None:
         "left": [],
         "lost": [],
         "undo": None,
+        "undone_first": False,
         "done_counts": {},
         "left_counts": {},
         "is_clean": True,

@@ -81,6 +81,25 @@ def disk(block_size: int = MIB, sector: int = 512, kind: str = "dynamic", count:
     return Image(count * block_size, block_size, sector, kind, {n: Block(FULL) for n in numbers})
 
 
+def log_of(places: dict[int, int], length: int, position: int, tail: int) -> bytes:
+    """Return a log whose one entry, at *position*, brings the blocks at *places*."""
+    page = bytearray(4096)
+    for number, place in places.items():
+        page[8 * number : 8 * number + 8] = (place | FULL).to_bytes(8, "little")
+    entry = handmade_logs.Entry(5, tail, [(BAT_AT, bytes(page))], flushed=6 * MIB, last=6 * MIB)
+    return handmade_logs.ring(length, [(position, entry)])
+
+
+def wandering(folder: Path, at: int, length: int, position: int, tail: int | None = None) -> Image:
+    """Write a disk whose log, *length* bytes at *at*, brings block 2, and is not applied."""
+    image = Image(8 * MIB, blocks={0: Block(FULL), 2: Block(FULL)}, log_guid=handmade_logs.GUID)
+    image.write(folder / "disk.vhdx")
+    image.patches = [(at, log_of(image.places, length, position, position if tail is None else tail))]
+    image.headers = ({"log_offset": at, "log_length": length},) * 2
+    image.bat = {2: 0}
+    return image.write(image.path)
+
+
 def family(folder: Path, block_size: int = MIB, sector: int = 512) -> Image:
     parent = disk(block_size, sector, count=8)
     parent.tag = 2
@@ -384,6 +403,15 @@ class TestWhatIsLostIsNamed:
         assert (report.lost, report.unlisted) == (3 * MIB, MIB)
 
 
+def test_what_is_only_warned_of_is_named_behind_what_is_fatal(tmp_path: Path) -> None:
+    child = family(tmp_path)
+    child.flags, child.items = 0, ((guid(3), 4, b"x"),)  # no HasParent any more; a required item nobody knows
+    child.write(child.path)
+    report = pyvhdx.salvage(child.path, None, dry_run=True)
+    codes = [finding.code for finding in report.warnings]
+    assert codes[:2] == ["METADATA-UNKNOWN", "LOCATOR-LEFTOVER"]
+
+
 class BadSectors(MemoryStorage):
     """A medium with ranges that cannot be read."""
 
@@ -521,6 +549,81 @@ class TestLogs:
         report, content = salvaged(child.path)
         assert lost(report) == [(5 * MIB, MIB, "LOG-DOUBT")]
         assert content == model_with_holes(child, report)
+
+    @pytest.mark.parametrize(
+        ("at", "length", "position"),
+        [
+            (LOG_AT, MIB, 10 * 4096),
+            (9 * MIB, MIB, 0),
+            (9 * MIB, MIB, 10 * 4096),
+            (9 * MIB, MIB, MIB - 4096),
+            (9 * MIB, 2 * MIB, MIB + 4096),
+            (9 * MIB, 2 * MIB, 2 * MIB - 4096),
+        ],
+    )
+    def test_one_is_found_wherever_it_lies_and_its_sequence_begins(
+        self, at: int, length: int, position: int, tmp_path: Path
+    ) -> None:
+        image = wandering(tmp_path, at, length, position)
+        with pyvhdx.open(image.path) as disk:
+            assert disk.read() == image.expected(0, image.size)
+        image.headers = ({"log_offset": 12345},) * 2
+        image.write(image.path)
+        report, content = salvaged(image.path)
+        assert content == image.expected(0, image.size)
+        assert report.guessed["log"] == f"the log that the header names was found at {at:#x}"
+        wipe(image.path, HEADERS)
+        report, content = salvaged(image.path)
+        assert lost(report) == [(2 * MIB, MIB, "LOG-DOUBT")]
+        assert content == model_with_holes(image, report)
+
+    @pytest.mark.parametrize("is_named", [True, False])
+    def test_entries_without_a_sequence_put_in_doubt_what_they_point_at(
+        self, is_named: bool, tmp_path: Path
+    ) -> None:
+        image = wandering(tmp_path, 9 * MIB, MIB, 10 * 4096, tail=7 * 4096)
+        if is_named:
+            image.headers = ({"log_offset": 12345},) * 2
+            image.write(image.path)
+        else:
+            wipe(image.path, HEADERS)
+        report, content = salvaged(image.path)
+        assert lost(report) == [(2 * MIB, MIB, "LOG-DOUBT")]
+        assert content == model_with_holes(image, report)
+        assert "LOG-DOUBT" in [finding.code for finding in report.warnings]
+        assert salvaged(image.path, log="ignore")[0].lost == 0
+
+    def test_what_a_disk_holds_is_no_log(self, tmp_path: Path) -> None:
+        image = Image(8 * MIB, blocks={0: Block(FULL), 2: Block(FULL)}).write(tmp_path / "disk.vhdx")
+        with image.path.open("r+b") as file:
+            file.seek(image.places[2])
+            file.write(log_of({0: 4 * MIB, 5: 5 * MIB}, MIB, 4096, 4096))
+        wipe(image.path, HEADERS)
+        report, _ = salvaged(image.path)
+        assert (report.lost, [finding.code for finding in report.warnings]) == (0, ["HEADER-NONE"])
+
+    def test_doubts_reach_behind_the_first_page_of_the_table(self, tmp_path: Path) -> None:
+        image = Image(2000 * MIB, blocks={0: Block(FULL), 600: Block(FULL)}, bat={600: 0})
+        image.write(tmp_path / "disk.vhdx")
+        page = bytearray(4096)
+        page[8 * 88 : 8 * 88 + 8] = (image.places[600] | FULL).to_bytes(8, "little")
+        image.log = handmade_logs.Entry(7, 0, [(BAT_AT + 4096, bytes(page))]).build()
+        image.write(tmp_path / "disk.vhdx")
+        wipe(image.path, HEADERS)
+        report = pyvhdx.salvage(image.path, None, dry_run=True)
+        assert lost(report) == [(600 * MIB, MIB, "LOG-DOUBT")]
+
+    def test_looking_for_one_takes_no_time(self, tmp_path: Path) -> None:
+        image = Image(64 * MIB, kind="fixed", blocks={n: Block(FULL) for n in range(64)})
+        image.write(tmp_path / "disk.vhdx")
+        wipe(image.path, HEADERS + TABLES)
+        with image.path.open("r+b") as file:
+            file.seek(0, os.SEEK_END)
+            for _ in range(16):
+                file.write((b"loge" + bytes(12) + os.urandom(4080)) * 256)
+        begun = time.monotonic()
+        pyvhdx.open(image.path, salvage=True).close()
+        assert time.monotonic() - begun < 5
 
 
 def refused(how: dict[str, Any]) -> Callable[[Path], Any]:

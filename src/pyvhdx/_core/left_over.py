@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pyvhdx._core import clues as content
-from pyvhdx._core.findings import guessed, overcome
+from pyvhdx._core.findings import guessed, overcome, read_with
 from pyvhdx._core.guess import Owners, guess_parameters, guess_size
-from pyvhdx._core.metadata import Items, Metadata, read_metadata
+from pyvhdx._core.metadata import Items, Metadata, examine_metadata, read_metadata
 from pyvhdx._core.opening import log_span, region_spans, regions_of
 from pyvhdx._core.regions import Regions
 from pyvhdx._core.search import choose_metadata, choose_table, is_metadata, measure, search
-from pyvhdx.errors import ImageError, RequestError
+from pyvhdx.errors import Finding, ImageError, RequestError
 from pyvhdx.format import constants as c
 from pyvhdx.format.metadata import (
     HAS_PARENT,
@@ -33,12 +34,13 @@ from pyvhdx.format.region import (
 from pyvhdx.format.table import integers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from uuid import UUID
 
+    from pyvhdx._core.findings import Problem
     from pyvhdx._core.geometry import Geometry
     from pyvhdx._core.recover import Hints
     from pyvhdx._core.regions import Span
-    from pyvhdx.errors import Finding
     from pyvhdx.format.header import Header
     from pyvhdx.storage import Storage
 
@@ -167,7 +169,7 @@ def find_metadata(
         try:
             metadata = read_metadata(region, storage.read_at)
         except ImageError as error:
-            findings.append(overcome(error))
+            findings += [overcome(error), *_also_found(region, storage)]
         else:
             findings += metadata.findings
             return _overridden(metadata, hints)
@@ -223,6 +225,30 @@ def find_metadata(
         findings=[],
     )
     return _overridden(metadata, hints)
+
+
+def _also_found(region: RegionTableEntry, storage: Storage) -> list[Finding]:
+    """Return what a strict open tolerates, behind what it stops at too."""
+    problems: list[Problem] = []
+    read_with(problems.append, examine_metadata(region, storage.read_at))
+    return [one for one in problems if isinstance(one, Finding)]
+
+
+def block_finder(storage: Storage, header: Header, hints: Hints) -> Callable[[int], bool]:
+    """Return a function that tells whether the MiB at a file offset is part of a block, by the BAT as it is found."""
+    try:
+        regions = find_regions(storage, header, [])
+        metadata = find_metadata(regions, log_span(header), storage, hints, [])
+    except ImageError:
+        return lambda _: False
+    places = sorted(set(_owners(storage, regions.bat).places))
+    size = metadata.block_size
+
+    def is_block(at: int) -> bool:
+        number = bisect_right(places, at) - 1
+        return number >= 0 and at < places[number] + size
+
+    return is_block
 
 
 def _overridden(metadata: Metadata, hints: Hints) -> Metadata:

@@ -7,7 +7,9 @@ there already (`doubts`).
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyvhdx._core import log_entry
@@ -35,6 +37,58 @@ if TYPE_CHECKING:
 _MAX_RING = 256 * MIB
 _MAX_GUIDS = 4
 _MAX_DESCRIPTORS = 1 << 20
+_MAX_PAGES = 1 << 16
+_MAX_STARTS = 4
+_MAX_PLACES = 32
+_NEWEST = 4
+
+
+class Traces:
+    """
+    Pages of the file that begin as log entries, by the log's GUID, and what they tell of where it lies.
+
+    Whoever wrote them placed each entry at a multiple of 4 KiB in a log that begins at a multiple of 1 MiB.
+    """
+
+    def __init__(self, pages: Iterable[tuple[int, bytes]], named: UUID | None) -> None:
+        self._headers: dict[UUID, list[tuple[int, LogEntryHeader]]] = {}
+        for at, data in islice(pages, _MAX_PAGES):
+            header = LogEntryHeader.parse(data)
+            if header.log_guid != ZERO_GUID and named in (None, header.log_guid):
+                self._headers.setdefault(header.log_guid, []).append((at, header))
+
+    def places(self) -> list[tuple[int, int]]:
+        """Return where logs may lie, (offset, length) in bytes, those of the newest entries first."""
+        found = dict[tuple[int, int], None]()
+        for entries in self._newest_first():
+            first, last = entries[0][0], max(at + max(one.entry_length, 1) for at, one in entries)
+            ends = {entries[-1][0] // MIB * MIB + MIB, -(-min(last, entries[-1][0] + _MAX_RING) // MIB) * MIB}
+            newest = sorted(entries, key=lambda entry: -entry[1].sequence_number)[:_NEWEST]
+            # The tail of the newest entry is where another one stands, counted from the start of the log.
+            tails = {one.tail for _, one in newest}
+            starts = Counter(
+                at - tail for at, _ in entries for tail in tails if at >= tail + MIB and not (at - tail) % MIB
+            )
+            likely = [start for start, _ in starts.most_common(_MAX_STARTS)]
+            for start in (first // MIB * MIB, *likely):
+                found.update(dict.fromkeys((start, end - start) for end in sorted(ends) if end > start))
+        return list(found)[:_MAX_PLACES]
+
+    def clusters(self) -> list[tuple[UUID, int, int]]:
+        """Return the GUID of the newest entries, and the runs of MiB that hold some: offset, length in bytes."""
+        found: list[tuple[UUID, int, int]] = []
+        for entries in self._newest_first()[:1]:
+            for base in sorted({at // MIB * MIB for at, _ in entries}):
+                guid = entries[0][1].log_guid
+                if found and found[-1][1] + found[-1][2] == base:
+                    found[-1] = guid, found[-1][1], found[-1][2] + MIB
+                else:
+                    found.append((guid, base, MIB))
+        return found
+
+    def _newest_first(self) -> list[list[tuple[int, LogEntryHeader]]]:
+        groups = list(self._headers.values())
+        return sorted(groups, key=lambda group: -max(one.sequence_number for _, one in group))[:_MAX_GUIDS]
 
 
 class Found(NamedTuple):

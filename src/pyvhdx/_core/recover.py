@@ -14,9 +14,17 @@ from typing import TYPE_CHECKING, NamedTuple
 from pyvhdx._core.doubts import Doubts
 from pyvhdx._core.findings import guessed, overcome, tolerated
 from pyvhdx._core.geometry import Geometry
-from pyvhdx._core.left_over import find_metadata, find_regions, fit_bat
+from pyvhdx._core.left_over import block_finder, find_metadata, find_regions, fit_bat
 from pyvhdx._core.log_reader import Replay, Ring, read_log, scan
-from pyvhdx._core.lost_log import as_alternative, cut_replay, find_sequences, is_done, rings, what_it_touches
+from pyvhdx._core.lost_log import (
+    Traces,
+    as_alternative,
+    cut_replay,
+    find_sequences,
+    is_done,
+    rings,
+    what_it_touches,
+)
 from pyvhdx._core.opening import (
     SALVAGE_HINT,
     OpenFile,
@@ -28,7 +36,7 @@ from pyvhdx._core.opening import (
     region_spans,
 )
 from pyvhdx._core.pages import Pages
-from pyvhdx._core.search import search
+from pyvhdx._core.search import log_pages, search
 from pyvhdx._core.uncertain import UncertainMap, UncertainTable
 from pyvhdx.errors import Finding, ImageError, NotVHDXError
 from pyvhdx.format import constants as c
@@ -41,9 +49,8 @@ from pyvhdx.storage import Forgiving
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from pyvhdx._core.doubts import Alternative
     from pyvhdx.storage import Storage
-
-_MAX_LOG_PLACES = 4
 
 
 class Hints(NamedTuple):
@@ -227,14 +234,18 @@ def _log(
         return None, Doubts()
     if is_named:
         return _named_log(header, storage, findings, replay_log=replay_log)
-    places = [*head.claims, *_likely_places(storage)]
     size = storage.size()
+    traces = Traces(log_pages(storage, size, block_finder(storage, header, hints)), head.lost_log)
+    places = [*head.claims, *_likely_places(storage), *traces.places()]
     found = find_sequences(rings(places, storage.read_at, size), head.lost_log, size)
     if head.lost_log is not None:
         if not found:
-            message = "the log that the header names was not found: changes that it held are missing"
+            doubts = _loose_entries(traces, storage)
+            message = "no valid sequence of the log that the header names was found: changes that it held are missing"
+            if doubts:
+                message += ", and what its entries would change is unreadable"
             findings.append(Finding("LOG-DOUBT", "corrupt", "log", head.offset, "2.3.3", message))
-            return None, Doubts()
+            return None, Doubts(doubts)
         if not replay_log:
             refuse_pending(found[0].replay, found[0].offset)
         message = f"the log that the header names was found at {found[0].offset:#x}"
@@ -253,13 +264,31 @@ def _log(
             *pending[0].replay.findings,
         ]
         return pending[0].replay, Doubts()
+    loose = [] if found else _loose_entries(traces, storage)
+    if loose:
+        at = traces.clusters()[0][1]
+        message = (
+            "entries of a log without a valid sequence, which no header names; what they would change is "
+            "unreadable, unless the caller of salvage ignores them (log=, --log)"
+        )
+        findings.append(Finding("LOG-DOUBT", "corrupt", "log", at, "2.3.3", message))
     for one in pending:
         message = (
             f"log {one.guid} may hold changes that are not in place, and no header names it; what it would change "
             'is unreadable; try log="ignore" (--log ignore) and log="replay" (--log replay), and compare'
         )
         findings.append(Finding("LOG-DOUBT", "corrupt", "log", one.offset, "2.3.3", message))
-    return None, Doubts([as_alternative(one.replay) for one in pending])
+    return None, Doubts([*loose, *(as_alternative(one.replay) for one in pending)])
+
+
+def _loose_entries(traces: Traces, storage: Storage) -> list[Alternative]:
+    """Return what entries would change that are in no valid sequence, wherever they lie."""
+    found = [
+        what_it_touches(ring, scan(ring, guid))
+        for guid, offset, length in traces.clusters()
+        for ring in rings([(offset, length)], storage.read_at, storage.size())
+    ]
+    return [one for one in found if one.pages or one.zeroed[0]]
 
 
 def _named_log(
@@ -292,7 +321,7 @@ def _named_log(
 
 
 def _likely_places(storage: Storage) -> list[tuple[int, int]]:
-    """Return where logs may begin, and how long they may be: where writers put them, and where one begins."""
+    """Return where writers put logs, and how long they may be there."""
     starts = [
         entry.file_offset
         for data in _region_tables(storage)
@@ -303,8 +332,7 @@ def _likely_places(storage: Storage) -> list[tuple[int, int]]:
     ]
     usual = c.HEADER_SECTION_SIZE
     after = min((start for start in starts if start > usual), default=2 * usual)
-    elsewhere = search(storage, storage.size()).logs[:_MAX_LOG_PLACES]
-    return [(usual, after - usual), (usual, c.MIB), *((at, c.MIB) for at in elsewhere)]
+    return [(usual, after - usual), (usual, c.MIB)]
 
 
 def _judge_doubts(doubts: Doubts, start: int, end: int, storage: Storage, findings: list[Finding]) -> None:

@@ -20,7 +20,7 @@ from pyvhdx.format.table import integers
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pyvhdx._types import ReadAt
     from pyvhdx.storage import Storage
@@ -31,6 +31,7 @@ _PIECE = 1 << 16
 # So much of a BAT may be zeros in one piece; two tables are not taken for one.
 _MAX_GAP = 16 * c.MIB
 _MAX_TABLES = 64
+_MAX_LINEAR = 1 << 32
 _ZERO_PAGE = bytes(PAGE_SIZE)
 
 
@@ -47,12 +48,11 @@ class Landmarks(NamedTuple):
 
     metadata: list[int]
     tables: list[Table]
-    logs: list[int]
 
 
 def search(storage: Storage, file_size: int) -> Landmarks:
     """Return what begins at the MiB boundaries behind the header section."""
-    found = Landmarks([], [], [])
+    found = Landmarks([], [])
     for start, end in ((c.HEADER_SECTION_SIZE, _FIRST), (_FIRST, file_size)):
         if not (found.metadata and found.tables):
             _search(storage, start, min(end, file_size), file_size, found)
@@ -66,8 +66,6 @@ def _search(storage: Storage, start: int, end: int, file_size: int, found: Landm
         if page.startswith(c.METADATA_SIGNATURE):
             if is_metadata(storage.read_at, at):
                 found.metadata.append(at)
-        elif page.startswith(c.LOG_ENTRY_SIGNATURE):
-            found.logs.append(at)
         elif at >= measured and _may_be_entries(page, storage, at, file_size):
             table = measure(storage.read_at, at, file_size, file_size)
             if table.owners.indexes:
@@ -84,6 +82,29 @@ def _boundaries(storage: Storage, start: int, end: int) -> Iterator[int]:
         first = max(at, run[0] - run[0] % c.MIB)
         at = min(c.round_up(run[1], c.MIB), c.round_up(end, c.MIB))
         yield from range(first, at, c.MIB)
+
+
+def log_pages(
+    storage: Storage, file_size: int, is_block: Callable[[int], bool]
+) -> Iterator[tuple[int, bytes]]:
+    """
+    Yield where a page begins as a log entry does, with its first 64 bytes.
+
+    A MiB that is part of a block, as *is_block* says, holds content.  Of all others every page is looked at,
+    up to 4 GiB; behind that only the first one of each.
+    """
+    left = _MAX_LINEAR
+    for at in _boundaries(storage, c.HEADER_SECTION_SIZE, file_size):
+        if is_block(at):
+            continue
+        data = storage.read_at(c.MIB if left > 0 else PAGE_SIZE, at)
+        left -= c.MIB
+        start = data.find(c.LOG_ENTRY_SIGNATURE)
+        while start >= 0:
+            page = start - start % PAGE_SIZE
+            if page == start and len(data) >= start + 64:
+                yield at + start, data[start : start + 64]
+            start = data.find(c.LOG_ENTRY_SIGNATURE, page + PAGE_SIZE)
 
 
 def is_metadata(read: ReadAt, at: int) -> bool:

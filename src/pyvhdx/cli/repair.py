@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 from pyvhdx.cli import common
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from pyvhdx.ops.repair import RepairReport
 
 _SOMETHING_IS_LEFT = 1
+_FAILED = 1
 _CHOICE = re.compile(r"([A-Z-]+)(?:@(0x[0-9a-fA-F]+|[0-9]+))?=([a-z]+)")
 
 
@@ -63,6 +66,8 @@ def choice(text: str) -> tuple[str | tuple[str, int], str]:
 
 
 def run(parsed: Namespace) -> int:
+    if parsed.force_share and not parsed.dry_run:
+        raise RequestError("--force-share goes with --dry-run only: a repair must have the image to itself")
     if parsed.undo:
         _undo(parsed)
         return 0
@@ -79,7 +84,22 @@ def run(parsed: Namespace) -> int:
         common.print_json(describe(report))
     elif not parsed.quiet:
         _print_human(report)
+    in_the_way = _file_in_the_way(parsed, report)
+    if in_the_way is not None:
+        print(
+            f"{common.printable(in_the_way)} exists, and is not overwritten: the repair itself would fail; remove "
+            "it, or name another one (--undo-file)",
+            file=sys.stderr,
+        )
+        return _FAILED
     return 0 if report.is_clean else _SOMETHING_IS_LEFT
+
+
+def _file_in_the_way(parsed: Namespace, report: RepairReport) -> str | None:
+    """Return what a dry run found where the undo file would have to be made."""
+    place: str = parsed.undo_file or parsed.image + ".undo"
+    is_needed = parsed.dry_run and bool(report.done) and not parsed.no_undo and not report.undone_first
+    return place if is_needed and os.path.lexists(place) else None
 
 
 def _undo(parsed: Namespace) -> None:
@@ -90,7 +110,6 @@ def _undo(parsed: Namespace) -> None:
             parsed.image,
             parsed.undo_file or parsed.image + ".undo",
             progress=progress,
-            lock=not parsed.force_share,
         )
     if parsed.output == "json":
         common.print_json(report.to_dict())
@@ -99,6 +118,8 @@ def _undo(parsed: Namespace) -> None:
             f"{common.printable(report.image)}: as before the repair, {common.human(report.size)} long; "
             f"{common.human(report.restored)} were put back"
         )
+        if not report.removed:
+            print(f"{common.printable(report.undo)} stays: it was made for another file")
 
 
 def describe(report: RepairReport) -> dict[str, Any]:
@@ -108,6 +129,9 @@ def describe(report: RepairReport) -> dict[str, Any]:
 
 def _print_human(report: RepairReport) -> None:
     print(f"{common.printable(report.image)}:")
+    if report.undone_first:
+        would = "would be" if report.dry_run else "was"
+        print(f"  a repair that had been cut short {would} undone first")
     for repaired in report.done:
         would = "would be " if report.dry_run else ""
         print(f"  {would}mended: {common.printable(str(repaired.finding))}; {repaired.action}")

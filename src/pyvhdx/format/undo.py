@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 HEADER_SIZE = 512
 MAX_GUIDS = 16
-VERSION = 1
+VERSION = 2
 _NAME = b"pyvhdx repair\0\0\0"
 
 
@@ -40,7 +40,12 @@ class UndoState(IntEnum):
 
 @record
 class UndoHeader(Record):
-    """The used bytes of the header; *guids* are the FileWriteGuids of the image before and during the repair."""
+    """
+    The used bytes of the header.
+
+    `number_before` and `guid_before` are of the current header before the repair, `guid_tied` of another with
+    the same number; `guids` are the FileWriteGuids that the repair writes.  `device` and `inode` are the image's.
+    """
 
     signature: bytes = on_disk(Bytes(4), default=b"undo")
     checksum: int = on_disk(Int32ul, default=0)
@@ -50,8 +55,12 @@ class UndoHeader(Record):
     image_size: int = on_disk(Int64ul)
     body_length: int = on_disk(Int64ul)
     range_count: int = on_disk(Int64ul)
+    repair_id: UUID = on_disk(Guid)
+    number_before: int = on_disk(Int64ul)
     guid_before: UUID = on_disk(Guid)
-    guid_after: UUID = on_disk(Guid)
+    guid_tied: UUID = on_disk(Guid)
+    device: int = on_disk(Int64ul, default=0)
+    inode: int = on_disk(Int64ul, default=0)
     guids: bytes = on_disk(Bytes(16 * MAX_GUIDS))
 
     def sealed(self) -> bytes:
@@ -63,8 +72,8 @@ class UndoHeader(Record):
         """Return whether *data*, less than a header, is the start of one."""
         return data[:4] == b"undo"[: len(data)] and data[8:24] == _NAME[: max(0, len(data) - 8)]
 
-    def accepts(self, guid: UUID) -> bool:
-        """Return whether an image with this FileWriteGuid was changed by nobody but the repair."""
+    def wrote(self, guid: UUID) -> bool:
+        """Return whether the repair gives an image this FileWriteGuid."""
         return guid.bytes_le in (self.guids[at : at + 16] for at in range(0, len(self.guids), 16))
 
 
@@ -102,10 +111,10 @@ class UndoRange(Record):
         return self.signature == b"keep" and crc_of_rest(data, crc_of_start(self.build())) == self.checksum
 
 
-def undoing_mark(guid_before: UUID) -> bytes:
+def undoing_mark(repair_id: UUID) -> bytes:
     """
     Return the 512 bytes that stand in place of both headers while an image is restored.
 
     Nobody can open the half-restored image, and the undo file knows it again.
     """
-    return (b"undo" + _NAME + guid_before.bytes_le).ljust(HEADER_SIZE, b"\0")
+    return (b"undo" + _NAME + repair_id.bytes_le).ljust(HEADER_SIZE, b"\0")

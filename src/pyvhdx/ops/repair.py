@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import stat
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pyvhdx._core.repairs.plan import CHOICES, Choices, Loss, Plan
@@ -90,8 +90,8 @@ class RepairReport:
 
     `done` and `left` are the corruptions and warnings of `check` that are gone, and those that are not; of
     one code at most 1,000 are listed, and `done_counts` and `left_counts` have the numbers.  `lost` names
-    what was given up by a choice.  `undo` is the name of the undo file, None where there is none; `is_clean` tells that no
-    corruption is left.
+    what was given up by a choice.  `undo` is the name of the undo file, None where there is none; `undone_first`
+    tells that a repair that had been cut short was undone before; `is_clean` tells that no corruption is left.
     """
 
     image: str
@@ -100,6 +100,7 @@ class RepairReport:
     left: list[Remaining] = field(default_factory=list)
     lost: list[Loss] = field(default_factory=list)
     undo: str | None = None
+    undone_first: bool = False
     done_counts: dict[str, int] = field(default_factory=dict)
     left_counts: dict[str, int] = field(default_factory=dict)
 
@@ -137,7 +138,7 @@ def repair(
     Before the first change everything that will be overwritten goes to an undo file, for `undo_repair`: *undo*
     is its path or an empty binary file object, None the image's path with ``.undo`` behind it, False none.
     An undo file that exists is never overwritten; that of a repair that was cut short is used to undo
-    that one first.  A file with nothing to repair is not changed, and gets no undo file.
+    that one first, if the image bears its trace, and `RepairReport.undone_first` says so.  A file with nothing to repair is not changed, and gets no undo file.
 
     The locator's paths are written from the parent that *parent* names, or that is found.  *parent*, *search*,
     *allow_absolute*, *within*, *verify_parent*, *log* and *lock* are those of `pyvhdx.open`; parents are only
@@ -158,12 +159,13 @@ def repair(
         storage = open_storage(source, options._replace(write=not dry_run))
         opened.callback(storage.close)
         place = None if undo is False else UndoPlace(source, undo)
+        undone_first = False
         if place is not None and not dry_run:
-            place.undo_unfinished(storage, sync=sync)
+            undone_first = place.undo_unfinished(storage, sync=sync)
         rehearsal = Rehearsal(storage)
         opened.callback(rehearsal.close)
         if place is not None and dry_run:
-            place.undo_unfinished(rehearsal, sync=sync, forget=False)
+            undone_first = place.undo_unfinished(rehearsal, sync=sync, forget=False)
             rehearsal.changes.clear()
         work = _Work(rehearsal, Plan(chosen), parent, how | {"lock": False}, progress)
         work.run(can_grow=not _is_device(storage))
@@ -175,9 +177,10 @@ def repair(
             place.fill(storage, rehearsal.overwritten(), _guids_written(rehearsal))
             rehearsal.carry_out(storage, sync=sync, progress=progress)
             place.finish()
-        return work.report(
+        report = work.report(
             storage.name, dry_run=dry_run, undo=place.name if changes and place is not None else None
         )
+        return replace(report, undone_first=undone_first)
 
 
 def _is_device(storage: Storage) -> bool:

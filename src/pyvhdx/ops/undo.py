@@ -12,14 +12,15 @@ import errno
 import os
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from pyvhdx.chain import open_storage, options_of
 from pyvhdx.errors import RequestError
-from pyvhdx.format.constants import HEADER_OFFSETS, HEADER_SIZE
+from pyvhdx.format.constants import HEADER_OFFSETS, HEADER_SIGNATURE, HEADER_SIZE
 from pyvhdx.format.header import Header, is_valid_header
 from pyvhdx.format.undo import HEADER_SIZE as UNDO_HEADER_SIZE
 from pyvhdx.format.undo import UndoHeader, UndoRange, UndoState, is_undo_header, pack_guids, undoing_mark
-from pyvhdx.storage import new_file, open_file_object, open_local
+from pyvhdx.storage import file_behind, new_file, open_file_object, open_local
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _RANGE_SIZE = UndoRange.packer.size
 _PIECE = 1 << 20
+_SECTOR = 512
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,14 @@ class UndoReport:
     What `undo_repair` did.
 
     `image` and `undo` are the two files; `restored` are the bytes that were put back, `size` is the
-    length that the image has again.
+    length that the image has again.  `removed` tells whether the undo file was removed.
     """
 
     image: str
     undo: str
     restored: int
     size: int
+    removed: bool
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,31 +59,37 @@ def undo_repair(
     """
     Give the image *source* the bytes and the length back that it had before a repair, from the file *undo*.
 
-    Both are paths or seekable binary file objects.  An undo file that is given by its path has done its
-    work then, and is removed.  *progress* is called with the bytes done and the bytes in all.  What is
+    Both are paths or seekable binary file objects.  An undo file that is given by its path is removed then,
+    unless it was made for another file, of which *source* is a copy.  *progress* is called with the bytes done and the bytes in all.  What is
     interrupted can be done again.
 
-    Raises `RequestError` where *undo* is no whole undo file, and where the image was changed since by
-    anything but the repair, as its FileWriteGuid tells (MS-VHDX 2.2.2); `LockedError` where the image is
+    Raises `RequestError` where *undo* is no whole undo file, and where the image is neither as the repair found
+    it nor as the repair made it, as SequenceNumber and FileWriteGuid tell (MS-VHDX 2.2.2); `LockedError` where the image is
     in use; `OSError`.  Nothing is changed then.
     """
     with contextlib.ExitStack() as opened:
-        kept = opened.enter_context(contextlib.closing(UndoPlace(source, undo).open(write=False)))
+        place = UndoPlace(source, undo)
+        kept = opened.enter_context(contextlib.closing(place.open(write=False)))
         header = read_undo(kept)
         if header is None:
-            raise RequestError(f"{kept.name} is no undo file of a repair, or is damaged")
+            raise RequestError(
+                f"{kept.name} is no undo file of a repair, or is damaged; nothing was changed: name the right "
+                "one (undo=, --undo-file)"
+            )
         image = opened.enter_context(
             contextlib.closing(open_storage(source, options_of(lock=lock, write=True)))
         )
         if not belongs(image, header):
             raise RequestError(
                 f"{image.name} is not as the repair left it: it is another image than that of {kept.name}, or "
-                "something was written to it since; nothing was changed"
+                "something was written to it since; nothing was changed: name its own undo file (undo=, "
+                "--undo-file), or keep the image and remove this one"
             )
+        is_removed = isinstance(undo, (str, os.PathLike)) and place.is_made_for(image, header)
         restored = restore(image, kept, header, sync=sync, progress=progress)
-        report = UndoReport(image.name, kept.name, restored, header.image_size)
-    if isinstance(undo, (str, os.PathLike)):
-        os.unlink(undo)
+        report = UndoReport(image.name, kept.name, restored, header.image_size, removed=is_removed)
+    if is_removed:
+        os.unlink(report.undo)
     return report
 
 
@@ -89,8 +98,9 @@ class UndoPlace:
 
     def __init__(self, source: Source, undo: Source | None) -> None:
         self._place: Any = undo
-        if undo is None and isinstance(source, (str, os.PathLike)):
-            self._place = os.fsdecode(source) + ".undo"
+        self._usual = os.fsdecode(source) + ".undo" if isinstance(source, (str, os.PathLike)) else None
+        if undo is None:
+            self._place = self._usual
         self._header: UndoHeader | None = None
 
     @property
@@ -107,20 +117,51 @@ class UndoPlace:
             return open_local(self._place, write=write, devices=False)
         return open_file_object(self._place, write=write)
 
-    def undo_unfinished(self, image: Storage, *, sync: bool, forget: bool = True) -> None:
-        """Undo a repair of *image* that was cut short, and give its undo file up unless told not to."""
+    def is_made_for(self, image: Storage, header: UndoHeader) -> bool:
+        """Return whether the undo file is that of this very file, and not of one that it is a copy of."""
+        if self._is_path and self._usual is not None:
+            here = os.path.abspath(os.fsdecode(self._place))
+            if here == os.path.abspath(self._usual):
+                return True
+        return _identity(image) == (header.device, header.inode)
+
+    def undo_unfinished(self, image: Storage, *, sync: bool, forget: bool = True) -> bool:
+        """
+        Undo a repair of *image* that was cut short, and give its undo file up unless told not to.
+
+        Returns whether there was one.  Anybody can lay a file beside an image: only one of whose repair or undo
+        the image itself shows a trace is obeyed, and any other unfinished one refused.
+        """
         if self._place is None or (self._is_path and not os.path.exists(self._place)):
-            return
+            return False
         with contextlib.closing(self.open(write=forget and not self._is_path)) as kept:
             header = read_undo(kept)
-            if header is None or header.state != UndoState.READY or not belongs(image, header):
-                return
+            if header is None:
+                return False
+            has_begun = bears_mark(image, header)
+            if header.state != UndoState.READY and not has_begun:
+                return False
+            has_begun = has_begun or (belongs(image, header) and bears_guid(image, header))
+            if not (has_begun or changes_nothing(image, kept, header)):
+                raise self._exists(
+                    "it is the undo file of an unfinished repair of which the image shows no trace, and is not "
+                    "used unasked; apply it (undo_repair, --undo) if it is yours, or remove it"
+                )
+            if not self.is_made_for(image, header):
+                raise self._exists(
+                    "it is the undo file of another file, of which this is a copy; apply it first (undo_repair, "
+                    "--undo), and name another one for the repair"
+                )
             restore(image, kept, header, sync=sync)
             if forget and not self._is_path:
                 kept.truncate(0)
                 kept.flush()
         if forget and self._is_path:
             os.unlink(self._place)
+        return has_begun
+
+    def _exists(self, message: str) -> FileExistsError:
+        return FileExistsError(errno.EEXIST, message, self.name)
 
     def fill(self, image: Storage, ranges: list[tuple[int, int]], guids: list[UUID]) -> None:
         """Keep what *image* holds in *ranges*, before a repair that gives it the FileWriteGuids *guids*."""
@@ -130,19 +171,13 @@ class UndoPlace:
             )
         if self._is_path:
             if os.path.lexists(self._place):
-                raise FileExistsError(
-                    errno.EEXIST,
-                    "it exists, and is not overwritten; remove it, or name another undo file",
-                    self.name,
-                )
+                raise self._exists("it exists, and is not overwritten; remove it, or name another undo file")
             with new_file(self._place) as file:
                 self._header = write_undo(file, image, ranges, guids)
             return
         with contextlib.closing(self.open(write=True)) as kept:
             if not _is_unused(kept):
-                raise FileExistsError(
-                    errno.EEXIST, "the undo file is not empty, and is not overwritten", self.name
-                )
+                raise self._exists("the undo file is not empty, and is not overwritten")
             kept.truncate(0)
             self._header = write_undo(kept, image, ranges, guids)
 
@@ -170,17 +205,20 @@ def write_undo(kept: Storage, image: Storage, ranges: list[tuple[int, int]], gui
     pieces = [
         (at, min(_PIECE, end - at)) for start, end in [*headers, *ranges] for at in range(start, end, _PIECE)
     ]
-    before = _current_guid(image)
-    assert before is not None
-    found = [header.file_write_guid for header in _valid_headers(image)]
+    before = _current_headers(image)
+    device, inode = _identity(image)
     header = UndoHeader(
         state=UndoState.INCOMPLETE,
         image_size=image.size(),
         body_length=sum(_RANGE_SIZE + length for _, length in pieces),
         range_count=len(pieces),
-        guid_before=before,
-        guid_after=guids[-1],
-        guids=pack_guids(dict.fromkeys([before, *found, *guids])),
+        repair_id=uuid4(),
+        number_before=before[0].sequence_number,
+        guid_before=before[0].file_write_guid,
+        guid_tied=before[-1].file_write_guid,
+        device=device,
+        inode=inode,
+        guids=pack_guids(dict.fromkeys(guids)),
     )
     kept.write_at(header.sealed(), 0)
     kept.flush()
@@ -222,14 +260,51 @@ def read_undo(kept: Storage) -> UndoHeader | None:
 
 
 def belongs(image: Storage, header: UndoHeader) -> bool:
-    """Return whether the image is the one of the undo file, and nobody but the repair changed it."""
+    """Return whether the image is as it was right before the repair, or as nobody but the repair made it."""
     if image.size() < header.image_size:
         return False
-    mark = undoing_mark(header.guid_before)
-    if any(image.read_at(len(mark), offset) == mark for offset in HEADER_OFFSETS):
+    if bears_mark(image, header):
         return True
-    guid = _current_guid(image)
-    return guid is not None and header.accepts(guid)
+    before = header.guid_before, header.guid_tied
+    return any(
+        header.wrote(one.file_write_guid)
+        or (one.sequence_number == header.number_before and one.file_write_guid in before)
+        for one in _current_headers(image)[:1]
+    )
+
+
+def bears_mark(image: Storage, header: UndoHeader) -> bool:
+    """Return whether the undo of the repair was cut short."""
+    mark = undoing_mark(header.repair_id)
+    return any(image.read_at(len(mark), offset) == mark for offset in HEADER_OFFSETS)
+
+
+def bears_guid(image: Storage, header: UndoHeader) -> bool:
+    """Return whether the repair has begun to write a header, torn or not."""
+    copies = [image.read_at(HEADER_SIZE, offset) for offset in HEADER_OFFSETS]
+    return any(
+        data.startswith(HEADER_SIGNATURE) and header.wrote(Header.parse(data).file_write_guid)
+        for data in copies
+        if len(data) == HEADER_SIZE
+    )
+
+
+def changes_nothing(image: Storage, kept: Storage, header: UndoHeader) -> bool:
+    """
+    Return whether the image is as the undo file has it, but for the rear of a header that was torn.
+
+    So it is where the power went before the first header of a repair was written, or while the last one of
+    an undo was.
+    """
+    if image.size() != header.image_size:
+        return False
+    torn = [slot for slot in HEADER_OFFSETS if not is_valid_header(image.read_at(HEADER_SIZE, slot))]
+    for part, data in _ranges(kept, header):
+        for start, stop, slot in _around_slots(part.offset, part.offset + len(data)):
+            end = min(stop, slot + _SECTOR) if slot in torn and slot is not None else stop
+            if image.read_at(end - start, start) != data[start - part.offset : end - part.offset]:
+                return False
+    return True
 
 
 def restore(
@@ -241,7 +316,7 @@ def restore(
         if sync:
             image.flush()
 
-    mark = undoing_mark(header.guid_before)
+    mark = undoing_mark(header.repair_id)
     slots = {offset: bytearray(image.read_at(HEADER_SIZE, offset)) for offset in HEADER_OFFSETS}
     for offset in slots:
         image.write_at(mark, offset)
@@ -260,8 +335,8 @@ def restore(
             progress(done, header.body_length)
     image.truncate(header.image_size)
     barrier()
-    # A valid one first: from then on there always is one.
-    for offset, slot in sorted(slots.items(), key=lambda one: not is_valid_header(bytes(one[1]))):
+    # The current one first: from then on there always is one, and it is the right one.
+    for offset, slot in sorted(slots.items(), key=lambda one: _rank(bytes(one[1]))):
         image.write_at(slot, offset)
         barrier()
     return header.body_length - _RANGE_SIZE * header.range_count
@@ -291,12 +366,23 @@ def _ranges(kept: Storage, header: UndoHeader) -> Iterator[tuple[UndoRange, byte
         at += _RANGE_SIZE + len(data)
 
 
-def _current_guid(image: Storage) -> UUID | None:
-    """Return the FileWriteGuid of the current header, the first of two with the same number."""
-    valid = _valid_headers(image)
-    return max(valid, key=lambda one: one.sequence_number).file_write_guid if valid else None
+def _rank(data: bytes) -> int:
+    """Return what sorts a copy of the header that counts before one that does not."""
+    return -1 - Header.parse(data).sequence_number if is_valid_header(data) else 0
 
 
-def _valid_headers(image: Storage) -> list[Header]:
+def _current_headers(image: Storage) -> list[Header]:
+    """Return the current header, and a second one with the same number; nothing where none is right."""
     copies = [image.read_at(HEADER_SIZE, offset) for offset in HEADER_OFFSETS]
-    return [Header.parse(data) for data in copies if is_valid_header(data)]
+    valid = [Header.parse(data) for data in copies if is_valid_header(data)]
+    newest = max((one.sequence_number for one in valid), default=0)
+    return [one for one in valid if one.sequence_number == newest]
+
+
+def _identity(image: Storage) -> tuple[int, int]:
+    """Return what tells the file from its copies; zeros where nothing does."""
+    file = file_behind(image)
+    if file is None:
+        return 0, 0
+    status = file.status()
+    return status.st_dev % (1 << 64), status.st_ino % (1 << 64)
