@@ -169,6 +169,7 @@ def test_log_refuse_still_refuses(tmp_path: Path) -> None:
         pyvhdx.open(image.path, salvage=True, log="refuse")
 
 
+@pytest.mark.slow
 def test_whatever_the_bytes_are_only_our_errors_come(tmp_path: Path) -> None:
     """400 files with fields of every structure overwritten."""
     child = Image(6 * MIB, kind="differencing", blocks={0: Block(FULL), 1: Block(PARTIAL, frozenset({1}))})

@@ -566,6 +566,7 @@ class TestUserItems:
         with pyvhdx.open(path) as image:
             assert dict(image.user_metadata) == model
 
+    @pytest.mark.slow
     def test_a_thousand_fit_and_no_more(self, path: Path) -> None:
         with pyvhdx.open(path, "r+", sync=False) as image:
             for number in range(1024):

@@ -287,6 +287,7 @@ class TestItGoesOn:
         os.truncate(path, size)
         assert not pyvhdx.check(path, deep=True).ok
 
+    @pytest.mark.slow
     def test_every_byte_of_a_file_may_be_wrong(self, tmp_path: Path) -> None:
         """Nothing but our own errors, whatever a byte of a structure is."""
         child().write(tmp_path / "child.vhdx")

@@ -73,17 +73,6 @@ class UncertainTable(BlockAllocationTable):
         except OSError:
             return min(limit, self.page_end(block))
 
-    def first_where(self, block: int, limit: int, is_wanted: Callable[[int], bool]) -> int:
-        """Return the first block from *block* on whose entry is wanted, or not known not to be."""
-        if block >= limit:
-            return limit
-        before = max(block - 1, 0)
-        limit = self._certain_end(before, limit)
-        try:
-            return super().first_where(block, limit, is_wanted)
-        except OSError:
-            return min(limit, max(block, self.page_end(before)))
-
     def wrong_end(self, block: int, limit: int, is_wrong: Callable[[int], bool]) -> int:
         """Return the first block from *block* on whose entry is not wrong, or not known to be."""
         limit = self._certain_end(block, limit) if block < limit else block
