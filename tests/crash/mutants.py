@@ -64,18 +64,22 @@ def mutant(change: Callable[[], None]) -> Callable[[], None]:
     return change
 
 
+def changed_source(owner: Any, name: str, changes: tuple[tuple[str, str], ...]) -> str:
+    """Return the source of a function with text replaced that stands there once."""
+    source = textwrap.dedent(inspect.getsource(getattr(owner, name)))
+    for old, new in changes:
+        found = source.count(old)
+        assert found == 1, f"{name} has {found} times {old!r}: the mutant is out of date"
+        source = source.replace(old, new)
+    return source
+
+
 def edit(owner: Any, name: str, *changes: tuple[str, str]) -> None:
     """Replace text in the source of a function, and the function by what results."""
-    function = getattr(owner, name)
-    source = textwrap.dedent(inspect.getsource(function))
-    for old, new in changes:
-        assert source.count(old) == 1, (
-            f"{name} has {source.count(old)} times {old!r}: the mutant is out of date"
-        )
-        source = source.replace(old, new)
+    source = changed_source(owner, name, changes)
     made: dict[str, Any] = {}
     code = compile("from __future__ import annotations\n" + source, f"<mutant of {name}>", "exec")
-    exec(code, function.__globals__, made)  # noqa: S102 - that is what a mutant is
+    exec(code, getattr(owner, name).__globals__, made)  # noqa: S102 - that is what a mutant is
     setattr(owner, name, made[name])
 
 
@@ -367,7 +371,7 @@ def last_file_offset_too_small() -> None:
 
 @mutant
 def replay_does_not_make_the_file_longer() -> None:
-    edit(LogWriter, "replay", ("if replay.size > self._medium.size:", "if False:"))
+    edit(LogWriter, "replay", ("if replay.size > size:", "if False:"))
 
 
 # -- space -------------------------------------------------------------------------------------
