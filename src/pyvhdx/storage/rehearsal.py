@@ -106,7 +106,11 @@ class Rehearsal:
             self._below_end = min(self._below_end, size)
             for number in [number for number in self._pages if (number + 1) * _PAGE > size]:
                 page = self.read_at(max(0, size - number * _PAGE), number * _PAGE)
-                self._pages[number] = self._keep(page.ljust(_PAGE, b"\0"))
+                if page:
+                    self._pages[number] = self._keep(page.ljust(_PAGE, b"\0"))
+                else:
+                    del self._pages[number]
+                    self._sorted = None
         self._size = size
 
     def flush(self) -> None:
