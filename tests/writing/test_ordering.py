@@ -15,6 +15,7 @@ import pytest
 import pyvhdx
 from pyvhdx import TrimMode
 from pyvhdx.testing import MemoryStorage, RecordingStorage
+from tests.corpus.broken import entry, logged
 from tests.corpus.handmade import sealed
 from tests.writing.checker import SLOTS, Content, content_of, current_header
 from tests.writing.watching import Watched, made
@@ -492,3 +493,15 @@ def test_a_new_log_is_in_the_file_before_a_header_says_where_it_is() -> None:
     assert recording.events[zeros].data == bytes(MIB)
     assert "flush" in [event.kind for event in recording.events[zeros:named]]
     assert recording.events[named + 1].kind == "flush"
+
+
+def test_a_replay_makes_the_file_as_long_as_its_last_entry_says(tmp_path: Path) -> None:
+    """Before the log ends.  In logs of others a page may lie there, or nothing at all."""
+    path = logged(entry(last=9 * MIB)).write(tmp_path / "disk.vhdx").path
+    recording = RecordingStorage(MemoryStorage(path.read_bytes()))
+    pyvhdx.open(recording, "r+").close()
+    kinds = [event.kind for event in recording.events]
+    assert recording.size() == 9 * MIB
+    grown = kinds.index("truncate")
+    assert kinds[:grown] == ["write", "flush"]
+    assert kinds[grown + 1 :].count("flush") == 3  # everything applied, the log's end, its twin
