@@ -155,13 +155,15 @@ def made(folder: Path, kind: str) -> tuple[bytes, bytes]:
 @pytest.mark.parametrize("kind", ["dynamic", "differencing", "fixed"])
 def test_in_every_call_of_a_fixed_program(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, content = made(tmp_path, kind)
+    is_long = os.environ.get("PYVHDX_TEST_PROFILE") == "long"
+    if kind == "fixed" and not is_long:
+        pytest.skip("its calls are among those of the others; PYVHDX_TEST_PROFILE=long runs it")
     path = tmp_path / "disk.vhdx"
     faults = Faults(path, monkeypatch)
     path.write_bytes(data)
     FixedProgram(path, content).run()
     calls = faults.calls
     counts = Counter[str]()
-    is_long = os.environ.get("PYVHDX_TEST_PROFILE") == "long"
     for way, (number, for_good, short) in enumerate(WAYS):
         for at in range(calls) if is_long else range(5 * way, calls, 5 * len(WAYS)):
             path.write_bytes(data)
