@@ -14,7 +14,7 @@ import pytest
 
 import pyvhdx
 from pyvhdx import TrimMode
-from pyvhdx.testing import MemoryStorage, RecordingStorage
+from pyvhdx.testing import FailingStorage, MemoryStorage, RecordingStorage
 from tests.corpus.broken import entry, logged
 from tests.corpus.handmade import sealed
 from tests.writing.checker import SLOTS, Content, content_of, current_header
@@ -505,3 +505,63 @@ def test_a_replay_makes_the_file_as_long_as_its_last_entry_says(tmp_path: Path) 
     grown = kinds.index("truncate")
     assert kinds[:grown] == ["write", "flush"]
     assert kinds[grown + 1 :].count("flush") == 3  # everything applied, the log's end, its twin
+
+
+class TestFailure:
+    def places(self, image: pyvhdx.VHDXImage, block: int) -> int | None:
+        return next(image.extents(block * MIB, MIB)).file_offset
+
+    def fail(self, storage: FailingStorage, image: pyvhdx.VHDXImage, block: int) -> int:
+        """Let each call of a write fail in turn, until it is through; return how often it failed."""
+        for number in range(20):
+            storage.at = storage.calls + number
+            try:
+                image.pwrite(b"x" * 4096, block * MIB)
+            except OSError:
+                continue
+            storage.at = None
+            return number
+        raise AssertionError("it never came through")
+
+    def test_what_a_failed_write_took_goes_back(self) -> None:
+        with pyvhdx.open(with_data(0, 1), "r+") as image:
+            image.pwrite(b"x" * 4096, 5 * MIB)
+            expected = self.places(image, 5)
+        storage = FailingStorage(with_data(0, 1), None)
+        with pyvhdx.open(storage, "r+") as image:
+            image.pwrite(b"y", 0)
+            assert self.fail(storage, image, 5) > 0
+            assert self.places(image, 5) == expected
+
+    def test_the_place_of_a_block_stays_its_own_when_a_write_into_it_fails(self) -> None:
+        memory = with_data(0, 1)
+        with pyvhdx.open(memory, "r+") as image:
+            place = self.places(image, 0)
+            image.trim(0, MIB, TrimMode.FILE_SPACE)
+        storage = FailingStorage(memory, None)
+        with pyvhdx.open(storage, "r+") as image:
+            image.pwrite(b"y", 2 * MIB)
+            for number in range(4):
+                storage.at = storage.calls + number
+                try:
+                    image.pwrite(b"x" * 4096, 0)
+                    storage.at = None
+                    break
+                except OSError:
+                    storage.at = None
+                    image.pwrite(b"z", (3 + number) * MIB)
+                    assert self.places(image, 3 + number) != place
+
+    def test_nothing_is_written_after_a_commit_that_failed(self) -> None:
+        recording = RecordingStorage(made())
+        storage = FailingStorage(recording, None)
+        image = pyvhdx.open(storage, "r+")
+        image.pwrite(b"x", 0)
+        storage.at = storage.calls  # the log entry
+        with pytest.raises(OSError, match="Input/output"):
+            image.flush()
+        events = len(recording.events)
+        for change in (lambda: image.pwrite(b"y", 0), image.flush, lambda: image.trim(0, MIB), image.close):
+            with pytest.raises(pyvhdx.ImageFailedError):
+                change()
+        assert len(recording.events) == events
