@@ -113,7 +113,8 @@ def as_installed(folder: Path) -> dict[str, str]:
     """
     Return an environment in which Python keeps compiled modules, below *folder*.
 
-    An installed package has them; a checkout may not, and compiling it anew takes a fifth of the time of `info`.
+    An installed package has them; a checkout may not, and compiling it anew takes a fifth of the time
+    of `info`.
     """
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     return environment | {"PYTHONPYCACHEPREFIX": str(folder / "compiled")}

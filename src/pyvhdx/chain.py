@@ -82,13 +82,13 @@ def open(
     reading and writing; ``"rb"``, ``"r+b"`` and ``"rb+"`` mean the same.  Parents are opened for
     reading only.
 
-    *parent*: ``"auto"`` follows the parent locator (MS-VHDX 2.6.2.6); a path or an open `VHDXImage`
-    is taken instead; a callable gets the `ParentLocator` of each child in turn and returns a path,
-    a file object, an open image or None; False opens the file alone.  *search* names more folders in which the
-    parent's file name is looked for.  Absolute paths of a locator are followed only into the
-    folders named in *allow_absolute*; with *within* every parent's real path must lie in that
-    folder.  A parent must have the DataWriteGuid that the child remembers, unless *verify_parent*
-    is False, which is for reading only.
+    *parent*: ``"auto"`` follows the parent locator (MS-VHDX 2.6.2.6); a path or an open `VHDXImage` is
+    taken instead; a callable gets the `ParentLocator` of each child in turn and returns a path, a file
+    object, an open image or None; False opens the file alone.  *search* names more folders in which the
+    parent's file name is looked for.  Absolute paths of a locator are followed only into the folders
+    named in *allow_absolute*; with *within* every parent's real path must lie in that folder.  A parent
+    must have the DataWriteGuid that the child remembers, unless *verify_parent* is False, which is for
+    reading only.
 
     *log*: ``"auto"`` replays a pending log, with ``"r"`` in memory, which leaves the file as it is, and
     with ``"r+"`` into the file; ``"refuse"`` raises `LogPendingError`.  With *salvage*, for reading only, a
@@ -126,6 +126,11 @@ def open_salvaged(source: Source, hints: Hints, **how: Any) -> VHDXImage:
     """Open for reading what `open` opens with ``salvage=True``, with *hints* for the image itself."""
     parent = how.pop("parent", "auto")
     return _open_chain(source, parent, options_of(salvage=True, **how), hints, sync=False)
+
+
+def storages_of(image: VHDXImage) -> list[Storage]:
+    """Return where an image and its parents are stored, as `VHDXImage.chain` has them."""
+    return [member._file.raw for member in image.chain]
 
 
 def _open_chain(

@@ -15,10 +15,11 @@ class Extent(NamedTuple):
     """
     A range of the virtual disk, in bytes, and who decides what it reads as.
 
-    `kind` is ``"data"`` for bytes stored in a file of the chain, ``"zero"`` where the deciding
-    entry is ZERO, UNMAPPED or UNDEFINED, ``"absent"`` where no file decides; these two read as
-    zeros.  ``"unreadable"``, only with ``salvage=True``: nobody can say, and a read raises.  `depth` is the deciding file, 0 for the image itself and for ``"absent"`` the last of
-    the chain; `file_offset` is where the bytes lie in it, None unless the kind is ``"data"``.
+    `kind` is ``"data"`` for bytes stored in a file of the chain, ``"zero"`` where the deciding entry is
+    ZERO, UNMAPPED or UNDEFINED, ``"absent"`` where no file decides; these two read as zeros.
+    ``"unreadable"``, only with ``salvage=True``: nobody can say, and a read raises.  `depth` is the
+    deciding file, 0 for the image itself and for ``"absent"`` the last of the chain; `file_offset` is
+    where the bytes lie in it, None unless the kind is ``"data"``.
     """
 
     offset: int

@@ -25,6 +25,7 @@ from pyvhdx._core.log_writer import LogWriter
 from pyvhdx._core.opening import (
     header_copies_contradict,
     headers_have_reserved_bytes,
+    lies_well,
     log_span,
     open_file,
     region_spans,
@@ -35,7 +36,6 @@ from pyvhdx.errors import ImageError, ImageFailedError, StateError
 from pyvhdx.format.constants import (
     ALIGNMENT,
     HEADER_OFFSETS,
-    HEADER_SECTION_SIZE,
     OFFSET_MASK,
     STATE_MASK,
     PayloadState,
@@ -313,28 +313,17 @@ class Session:
         spans = region_spans(file.regions)
         log = log_span(file.header)
         # An empty log that lies badly is nobody's; the file gets another one, and blocks its place.
-        self._log_is_usable = (
-            log.end - log.start >= ALIGNMENT
-            and not log.start % ALIGNMENT
-            and not log.end % ALIGNMENT
-            and log.start >= HEADER_SECTION_SIZE
-            and log.end <= self.medium.size
-            and not any(span.start < log.end and log.start < span.end for span in spans)
+        self._log_is_usable = lies_well(log, spans, self.medium.size)
+        self._space = map_space(
+            file.bat,
+            file.geometry,
+            self.medium.size,
+            [*spans, log] if self._log_is_usable else spans,
+            file.raw.next_data,
+            differencing=file.metadata.has_parent,
         )
-        try:
-            self._space = map_space(
-                file.bat,
-                file.geometry,
-                self.medium.size,
-                [*spans, log] if self._log_is_usable else spans,
-                file.raw.next_data,
-                differencing=file.metadata.has_parent,
-            )
-            if not self._log_is_usable:
-                file.blocks.taken = spans
-        except ImageError as error:
-            error.name = file.raw.name
-            raise
+        if not self._log_is_usable:
+            file.blocks.taken = spans
 
     def make_room(self, pages: set[int]) -> None:
         """Let *pages* be changed: commit first if too many wait, and see that each has its place on the medium."""

@@ -110,9 +110,10 @@ class FailingStorage(Wrapper):
 
     The call raises *error*, and nothing happens; ``at=None`` never fails.  `calls` counts them.  With
     *for_good* every later call fails too, as a dead disk does.  With *short* a write that fails has
-    written its first half, as far as that is whole units of 512 bytes.  All four can be set between calls, under these names.  A full disk is
-    ``error=lambda: OSError(errno.ENOSPC, "full")``.  Not every failed call comes up: where the file cannot
-    be made longer by a step, as much as is needed is tried.
+    written its first half, as far as that is whole units of 512 bytes.  All four can be set between
+    calls, under these names.  A full disk is ``error=lambda: OSError(errno.ENOSPC, "full")``.  Not
+    every failed call comes up: where the file cannot be made longer by a step, as much as is needed is
+    tried.
     """
 
     def __init__(

@@ -4,8 +4,9 @@ Bugs of ordering and reuse, seeded one at a time, and which test sees each::
     python -m tests.crash.mutants [NAME ...] [--programs 150] [--processes N] [--list]
 
 A mutant changes the source of one function in a process of its own.  There the ordering tests run, the
-atomicity tests, and then the random programs of the outcome tests, until one fails: all of them where no
-test has seen it yet, and a tenth of them otherwise.  What no test can see stands in `NOT_HERE`, with the argument.  Returns 1 if a mutant survives.
+atomicity tests, and then the random programs of the outcome tests, until one fails: all of them where
+no test has seen it yet, and a tenth of them otherwise.  What no test can see stands in `NOT_HERE`, with
+the argument.  Returns 1 if a mutant survives.
 """
 
 from __future__ import annotations

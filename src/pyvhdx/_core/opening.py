@@ -209,3 +209,15 @@ def region_spans(regions: Regions) -> list[Span]:
 def log_span(header: Header) -> Span:
     """Return the range that the log takes, empty where there is none."""
     return Span(header.log_offset, header.log_offset + header.log_length, "log")
+
+
+def lies_well(log: Span, spans: list[Span], file_size: int) -> bool:
+    """Return whether a session can use the empty log where it lies, the blocks aside (2.2.2)."""
+    return (
+        log.end - log.start >= c.ALIGNMENT
+        and not log.start % c.ALIGNMENT
+        and not log.end % c.ALIGNMENT
+        and log.start >= c.HEADER_SECTION_SIZE
+        and log.end <= file_size
+        and not any(span.start < log.end and log.start < span.end for span in spans)
+    )

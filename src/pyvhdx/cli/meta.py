@@ -10,6 +10,7 @@ from uuid import UUID
 from pyvhdx._core.metadata import read_table
 from pyvhdx._core.user_items import plan_change
 from pyvhdx.chain import open as open_image
+from pyvhdx.chain import storages_of
 from pyvhdx.cli import common
 from pyvhdx.errors import RequestError, VHDXError
 from pyvhdx.format.constants import MAX_ITEM_SIZE
@@ -93,7 +94,7 @@ def _get(parsed: Namespace) -> None:
         items = _with_item(image, parsed.item_id)
         data, of_disk = items[parsed.item_id], items.is_of_disk(parsed.item_id)
         if parsed.output == "raw":
-            used = [member._file.raw for member in image.chain]
+            used = storages_of(image)
             refuse_files_in_use(to or sys.stdout.buffer, used, "the image itself, or a file of its chain")
     if parsed.output == "json":
         value = base64.b64encode(data).decode()

@@ -8,6 +8,7 @@ import sys
 from typing import IO, TYPE_CHECKING, Any
 
 from pyvhdx.chain import open as open_image
+from pyvhdx.chain import storages_of
 from pyvhdx.cli import common
 from pyvhdx.errors import RequestError
 from pyvhdx.storage import new_file, refuse_files_in_use
@@ -55,7 +56,7 @@ def run(parsed: Namespace) -> None:
             return
         with contextlib.ExitStack() as cleanup:
             target: IO[bytes] = sys.stdout.buffer
-            used = [member._file.raw for member in image.chain]
+            used = storages_of(image)
             refuse_files_in_use(to or target, used, "the image itself, or a file of its chain")
             if to is not None:
                 file = cleanup.enter_context(new_file(to, overwrite=parsed.force))

@@ -7,6 +7,7 @@ import os
 import stat
 from typing import IO, TYPE_CHECKING, Any
 
+from pyvhdx.chain import storages_of
 from pyvhdx.cli import common
 from pyvhdx.errors import RequestError
 from pyvhdx.storage import refuse_files_in_use
@@ -99,7 +100,7 @@ def _copy(
 def _refuse_own_files(source: IO[bytes], image: VHDXImage) -> None:
     what = "the image itself, or a file of its chain"
     try:
-        refuse_files_in_use(source, [member._file.raw for member in image.chain], what)
+        refuse_files_in_use(source, storages_of(image), what)
     except RequestError:
         raise RequestError(f"{source.name} is {what}, and cannot be what is written") from None
 

@@ -43,8 +43,9 @@ class UndoHeader(Record):
     """
     The used bytes of the header.
 
-    `number_before` and `guid_before` are of the current header before the repair, `guid_tied` of another with
-    the same number; `guids` are the FileWriteGuids that the repair writes.  `device` and `inode` are the image's.
+    `number_before` and `guid_before` are of the current header before the repair, `guid_tied` of
+    another with the same number; `guids` are the FileWriteGuids that the repair writes.  `device` and
+    `inode` are the image's.
     """
 
     signature: bytes = on_disk(Bytes(4), default=b"undo")

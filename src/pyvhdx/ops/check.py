@@ -52,7 +52,8 @@ class CheckReport:
     each code, `severities` of each severity.  `corruptions`, `warnings` and `notes` count those of this
     file and its parents.  Sizes are in bytes and of this file alone: `reclaimable` could be given back
     without losing anything (0 while something in this file is corrupt, or for `SPACE-DATA` and
-    `LOG-TORN`: what belongs to nothing may be what was lost), and `end_offset` is where its last structure ends, 0 where that is not known.
+    `LOG-TORN`: what belongs to nothing may be what was lost), and `end_offset` is where its last
+    structure ends, 0 where that is not known.
     """
 
     name: str

@@ -15,7 +15,7 @@ from pyvhdx._core.layout import Disk
 from pyvhdx._core.opening import open_file
 from pyvhdx._core.parent_paths import paths_to
 from pyvhdx._version import __version__
-from pyvhdx.chain import is_at_its_path, refuse_writable_parent
+from pyvhdx.chain import is_at_its_path, refuse_writable_parent, storages_of
 from pyvhdx.chain import open as open_image
 from pyvhdx.errors import ParentCycleError, RequestError
 from pyvhdx.format import constants as c
@@ -67,12 +67,12 @@ def create(
     """
     Make a new VHDX image and return it, open for reading and writing.
 
-    *target* is a path, an empty seekable binary file object, or an empty `pyvhdx.testing.Storage`.  *size* is the virtual size in bytes:
-    a multiple of the logical sector size up to 64 TiB.  *kind* is ``"dynamic"``, ``"fixed"`` or
-    ``"differencing"``; the last is implied by *parent*, a path or an open image.  *block_size* is a
-    power of two from 1 to 256 MiB, the sector sizes are 512 or 4096 bytes, *log_size* is a multiple
-    of 1 MiB up to 1 GiB.  None means the parent's value; without a parent 2 MiB and 512, and 4096
-    for the physical sector size.
+    *target* is a path, an empty seekable binary file object, or an empty `pyvhdx.testing.Storage`.
+    *size* is the virtual size in bytes: a multiple of the logical sector size up to 64 TiB.  *kind* is
+    ``"dynamic"``, ``"fixed"`` or ``"differencing"``; the last is implied by *parent*, a path or an open
+    image.  *block_size* is a power of two from 1 to 256 MiB, the sector sizes are 512 or 4096 bytes,
+    *log_size* is a multiple of 1 MiB up to 1 GiB.  None means the parent's value; without a parent 2
+    MiB and 512, and 4096 for the physical sector size.
 
     Every GUID is derived from *seed* and the other parameters, so that equal calls make equal files;
     without one they are random.  A child gets its parent's `disk_id` and copies of all items that
@@ -110,9 +110,7 @@ def create(
             refuse_writable_parent(parent)
         opened = parent if isinstance(parent, VHDXImage) else open_image(parent, lock=lock)
         try:
-            refuse_files_in_use(
-                target, [image._file.raw for image in opened.chain], "a file of its own chain"
-            )
+            refuse_files_in_use(target, storages_of(opened), "a file of its own chain")
             if len(opened.chain) > c.MAX_CHAIN_DEPTH:
                 raise ParentCycleError(
                     f"{opened.name} has {c.MAX_CHAIN_DEPTH} parents, and no child may have more"

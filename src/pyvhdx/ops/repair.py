@@ -88,10 +88,11 @@ class RepairReport:
     """
     What a repair did, or with *dry_run* would do.
 
-    `done` and `left` are the corruptions and warnings of `check` that are gone, and those that are not; of
-    one code at most 1,000 are listed, and `done_counts` and `left_counts` have the numbers.  `lost` names
-    what was given up by a choice.  `undo` is the name of the undo file, None where there is none; `undone_first`
-    tells that a repair that had been cut short was undone before; `is_clean` tells that no corruption is left.
+    `done` and `left` are the corruptions and warnings of `check` that are gone, and those that are not;
+    of one code at most 1,000 are listed, and `done_counts` and `left_counts` have the numbers.  `lost`
+    names what was given up by a choice.  `undo` is the name of the undo file, None where there is none;
+    `undone_first` tells that a repair that had been cut short was undone before; `is_clean` tells that
+    no corruption is left.
     """
 
     image: str
@@ -135,15 +136,16 @@ def repair(
     unless *choices* says what to do: a mapping of codes, or of pairs (code, file offset) for one finding
     alone, to choices, of which `RepairReport.left` names those there are.  With *dry_run* nothing is written.
 
-    Before the first change everything that will be overwritten goes to an undo file, for `undo_repair`: *undo*
-    is its path or an empty binary file object, None the image's path with ``.undo`` behind it, False none.
-    An undo file that exists is never overwritten; that of a repair that was cut short is used to undo
-    that one first, if the image bears its trace, and `RepairReport.undone_first` says so.  A file with nothing to repair is not changed, and gets no undo file.
+    Before the first change everything that will be overwritten goes to an undo file, for `undo_repair`:
+    *undo* is its path or an empty binary file object, None the image's path with ``.undo`` behind it,
+    False none. An undo file that exists is never overwritten; that of a repair that was cut short is
+    used to undo that one first, if the image bears its trace, and `RepairReport.undone_first` says so.
+    A file with nothing to repair is not changed, and gets no undo file.
 
-    The locator's paths are written from the parent that *parent* names, or that is found.  *parent*, *search*,
-    *allow_absolute*, *within*, *verify_parent*, *log* and *lock* are those of `pyvhdx.open`; parents are only
-    read.  *progress* is called with the bytes done and the bytes in all, for each part of the work, and
-    cancels by raising.
+    The locator's paths are written from the parent that *parent* names, or that is found.  *parent*,
+    *search*, *allow_absolute*, *within*, *verify_parent*, *log* and *lock* are those of `pyvhdx.open`;
+    parents are only read.  *progress* is called with the bytes done and the bytes in all, for each part
+    of the work, and cancels by raising.
 
     Raises `NotVHDXError` where neither the identifier nor a header nor a region table is right (MS-VHDX
     2.2), `LockedError`, `LogPendingError` for ``log="refuse"``, `FileExistsError` for an undo file of

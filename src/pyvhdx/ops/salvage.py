@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyvhdx._core.findings import tolerated
 from pyvhdx._core.recover import Hints
-from pyvhdx.chain import open_salvaged
+from pyvhdx.chain import open_salvaged, storages_of
 from pyvhdx.errors import Finding, ImageError, ParentError, RequestError
 from pyvhdx.format import constants as c
 from pyvhdx.ops.convert import target_format_of, write_target
@@ -220,7 +220,7 @@ class _Wreck(SourceDisk):
         self._last_block = -1
 
     def storages(self) -> list[Storage]:
-        return [image._file.raw for image in self.image.chain]
+        return storages_of(self.image)
 
     def runs(self) -> Iterator[tuple[int, int]]:
         chain = self.image.chain

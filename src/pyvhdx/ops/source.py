@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyvhdx._core.opening import has_a_right_header
 from pyvhdx.chain import open as open_image
+from pyvhdx.chain import storages_of
 from pyvhdx.errors import NotVHDXError, RequestError
 from pyvhdx.format.constants import IDENTIFIER_SIGNATURE
 from pyvhdx.format.foreign import FOOTER_SIZE, HEAD_SIZE, recognise
@@ -104,7 +105,7 @@ class _VHDXSource(SourceDisk):
         self.size = image.size
 
     def storages(self) -> list[Storage]:
-        return [image._file.raw for image in self.image.chain]
+        return storages_of(self.image)
 
     def runs(self) -> Iterator[tuple[int, int]]:
         chain = self.image.chain

@@ -59,13 +59,13 @@ def undo_repair(
     """
     Give the image *source* the bytes and the length back that it had before a repair, from the file *undo*.
 
-    Both are paths or seekable binary file objects.  An undo file that is given by its path is removed then,
-    unless it was made for another file, of which *source* is a copy.  *progress* is called with the bytes done and the bytes in all.  What is
-    interrupted can be done again.
+    Both are paths or seekable binary file objects.  An undo file that is given by its path is removed
+    then, unless it was made for another file, of which *source* is a copy.  *progress* is called with
+    the bytes done and the bytes in all.  What is interrupted can be done again.
 
-    Raises `RequestError` where *undo* is no whole undo file, and where the image is neither as the repair found
-    it nor as the repair made it, as SequenceNumber and FileWriteGuid tell (MS-VHDX 2.2.2); `LockedError` where the image is
-    in use; `OSError`.  Nothing is changed then.
+    Raises `RequestError` where *undo* is no whole undo file, and where the image is neither as the
+    repair found it nor as the repair made it, as SequenceNumber and FileWriteGuid tell (MS-VHDX 2.2.2);
+    `LockedError` where the image is in use; `OSError`.  Nothing is changed then.
     """
     with contextlib.ExitStack() as opened:
         place = UndoPlace(source, undo)
@@ -129,8 +129,8 @@ class UndoPlace:
         """
         Undo a repair of *image* that was cut short, and give its undo file up unless told not to.
 
-        Returns whether there was one.  Anybody can lay a file beside an image: only one of whose repair or undo
-        the image itself shows a trace is obeyed, and any other unfinished one refused.
+        Returns whether there was one.  Anybody can lay a file beside an image: only one of whose repair
+        or undo the image itself shows a trace is obeyed, and any other unfinished one refused.
         """
         if self._place is None or (self._is_path and not os.path.exists(self._place)):
             return False

@@ -25,7 +25,8 @@ _BUFFERED = (io.BufferedReader, io.BufferedRandom)
 
 def open_file_object(file: Any, *, write: bool = False, append: bool = False) -> Storage:
     """
-    Return a storage over *file*, which may be one itself; raise `io.UnsupportedOperation` where *write* asks for too much.
+    Return a storage over *file*, which may be one itself; raise `io.UnsupportedOperation` where *write*
+    asks for too much.
 
     To be written, it must not have been opened for appending, unless *append* says that it will be
     written in order.

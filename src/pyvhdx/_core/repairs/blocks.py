@@ -63,11 +63,11 @@ class BlockPlan:
     """
     The plan for the BAT; `table` has the entries as they should be.
 
-    `size` is how long the file becomes for the blocks it has, `limit` where it must not grow beyond, and
-    `limit_before` the same as long as the entries are as they were.
-    *log* is the place of the empty log, None where that cannot be used anyway.  Where a block lies on it, its
-    bytes may be the log's: then `log_is_disputed`, and nothing may be logged until that is decided.  *traces* are those of a child, with
-    its locator, in a file without HasParent.
+    `size` is how long the file becomes for the blocks it has, `limit` where it must not grow beyond,
+    and `limit_before` the same as long as the entries are as they were. *log* is the place of the empty
+    log, None where that cannot be used anyway.  Where a block lies on it, its bytes may be the log's:
+    then `log_is_disputed`, and nothing may be logged until that is decided.  *traces* are those of a
+    child, with its locator, in a file without HasParent.
     """
 
     def __init__(

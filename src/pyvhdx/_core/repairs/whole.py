@@ -14,7 +14,7 @@ from pyvhdx._core.headers import CurrentHeader, choose_header
 from pyvhdx._core.layout import MAX_LOG_SIZE
 from pyvhdx._core.log_reader import Ring, read_log
 from pyvhdx._core.metadata import read_metadata
-from pyvhdx._core.opening import header_copies, log_span
+from pyvhdx._core.opening import header_copies, lies_well, log_span
 from pyvhdx._core.repairs.bitmaps import plan_bitmaps
 from pyvhdx._core.repairs.blocks import BlockPlan, fixed_size
 from pyvhdx._core.repairs.locator import plan_locator
@@ -74,9 +74,9 @@ class FileRepair:
     """
     One repair of one file.
 
-    *found* is what a check before found; *parent_of* gives the parent for the bytes of a locator,
-    None where it is not known, *names_parent* tells that the caller names it.  *cut_at* is where the file ended
-    that got its length back.
+    *found* is what a check before found; *parent_of* gives the parent for the bytes of a locator, None
+    where it is not known, *names_parent* tells that the caller names it.  *cut_at* is where the file
+    ended that got its length back.
 
     As long as something is `undecided`, only that is mended which cannot hang on it: identifier, headers,
     log, and a copy of the region table that does not count.
@@ -431,12 +431,5 @@ class _Ends:
 
 
 def _can_hold_a_log(log: Span, spans: list[Span], file_size: int) -> bool:
-    """Return whether a session can use the empty log where it lies, the blocks aside."""
-    return (
-        c.ALIGNMENT <= log.end - log.start <= MAX_LOG_SIZE
-        and not log.start % c.ALIGNMENT
-        and not log.end % c.ALIGNMENT
-        and log.start >= c.HEADER_SECTION_SIZE
-        and log.end <= file_size
-        and not any(span.start < log.end and log.start < span.end for span in spans)
-    )
+    """Return whether the empty log can stay what and where it is, the blocks aside."""
+    return log.end - log.start <= MAX_LOG_SIZE and lies_well(log, spans, file_size)
