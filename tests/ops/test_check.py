@@ -134,7 +134,7 @@ class TestTheTableInTheDocs:
     def test_what_repair_offers_a_choice_for_is_called_one(self) -> None:
         for rule in RULES.values():
             allowed: tuple[str, ...] = ("choice", "some") if rule.code in CHOICES else ("yes", "some", "no")
-            if rule.code in ("REGION-COPIES", "BAT-PADDING"):  # mended, but for what is a hint at more
+            if rule.code == "REGION-COPIES":  # mended, but for what is a hint at more
                 allowed = ("yes",)
             assert rule.repairable in allowed, rule.code
 

@@ -243,6 +243,8 @@ def test_an_entry_behind_the_last_needed_that_names_a_place_is_a_hint(tmp_path: 
     path = write(
         disk(replace={DISK_SIZE: struct.pack("<Q", 2 * MIB)}, bat={4: 5, 5: 4 * MIB | FULL}), tmp_path
     )
+    found = [one for one in pyvhdx.check(path).findings if one.code == "BAT-PADDING"]
+    assert {one.offset - BAT_AT: one.repairable for one in found} == {16: False, 32: True, 40: True}
     report = pyvhdx.repair(path, undo=False)
     (left,) = [one for one in report.left if one.finding.code == "BAT-PADDING"]
     assert (left.finding.offset, left.choices) == (BAT_AT + 16, ("clear",))

@@ -121,7 +121,7 @@ _ALL = (
     Rule("BAT-RANGE", (84, 85, 96), (CORRUPT, WARNING), "BAT entry", "2.5.1.1", _SOME, "A block lies inside the file; a warning for the kept space of a block without content."),
     Rule("BAT-LAST-BLOCK", (85,), (WARNING,), "BAT entry", "2.5.1.1", _YES, "The file holds the last block whole, also behind the end of the disk."),
     Rule("BAT-FIXED", (86,), (WARNING,), "BAT region", "2.5.1.1", _NO, "Every block of a fixed disk is FULLY_PRESENT."),
-    Rule("BAT-PADDING", (88,), (WARNING,), "BAT entry", "2.5", _YES, "Entries behind the last that the disk needs are 0."),
+    Rule("BAT-PADDING", (88,), (WARNING,), "BAT entry", "2.5", _SOME, "Entries behind the last that the disk needs are 0."),
     Rule("BAT-OVERLAP", (84, 94, 102), (CORRUPT, WARNING), "BAT entry", "2.5.1", _SOME, "No two blocks, bitmaps or other structures share a place; a warning where the other is only the kept space of a block without content."),
     Rule("BAT-SHIFT", (95,), (CORRUPT,), "BAT entry", "2.5.1", _CHOICE, "No two neighbours of one page lie at the same place in a file by QEMU, whose versions before 7.2.2 shifted the entries of a page."),
     Rule("BITMAP-SLOT", (89,), (WARNING,), "BAT entry", "2.5.1.2", _SOME, "Slots of sector bitmaps are 0 in a file without a parent."),

@@ -366,8 +366,18 @@ class BatCheck:
         for index, entry in enumerate(entries, first_index):
             if entry:
                 self.slots_present += entry & c.STATE_MASK == c.BitmapState.PRESENT and not self._differencing
+                unit = unit_of(entry)
+                # One that names a place of its own may mean that the size of the disk is what is wrong.
+                is_hint = (
+                    entry & c.STATE_MASK in _STORED
+                    and 0 < unit <= self._last_unit
+                    and self._map.is_free(unit, self._count)
+                )
                 self._collector.found(
-                    "BAT-PADDING", self._table.place(index), f"no block needs it, and it holds {entry:#x}"
+                    "BAT-PADDING",
+                    self._table.place(index),
+                    f"no block needs it, and it holds {entry:#x}",
+                    repairable=not is_hint,
                 )
 
     def _check_padding(self) -> None:
