@@ -51,6 +51,17 @@ def test_what_is_left_decides_the_status(tmp_path: Path, capsys: pytest.CaptureF
     assert os.listdir(tmp_path) == ["disk.vhdx"]
 
 
+def test_a_parent_that_is_corrupt_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = disk(tag=9, bat={3: 5 * MIB | FULL}).write(tmp_path / "parent.vhdx").path
+    path = str(child().write(tmp_path / "child.vhdx").path)
+    assert cli.main(["repair", path]) == 0
+    out = capsys.readouterr().out
+    assert (
+        f"its parent {base} is corrupt, and wants a repair of its own\nnothing is wrong with this file\n"
+        in out
+    )
+
+
 def test_what_is_lost_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = broken(tmp_path)
     assert cli.main(["repair", path, "--no-undo", "--choose", f"BAT-OVERLAP@{BAT_AT + 24}=first"]) == 0

@@ -605,6 +605,7 @@ def test_reports_are_plain_values() -> None:
         "undone_first": False,
         "done_counts": {},
         "left_counts": {},
+        "corrupt_parents": [],
         "is_clean": True,
     }
 

@@ -149,13 +149,15 @@ def _print_human(report: RepairReport) -> None:
             else f"bytes {loss.offset:#x} to {loss.offset + loss.length:#x} of the disk: "
         )
         print(f"  lost: {where}{common.printable(loss.message)}")
+    for name in report.corrupt_parents:
+        print(f"  its parent {common.printable(name)} is corrupt, and wants a repair of its own")
     print(_summary(report))
 
 
 def _summary(report: RepairReport) -> str:
     done, left = sum(report.done_counts.values()), sum(report.left_counts.values())
     if not done and not left:
-        return "nothing is wrong"
+        return "nothing is wrong with this file" if report.corrupt_parents else "nothing is wrong"
     words = f"{done} {'would be ' if report.dry_run else ''}mended, {left} left"
     if report.undo is not None:
         words += f"; what was overwritten is in {common.printable(report.undo)}"

@@ -92,7 +92,8 @@ class RepairReport:
     of one code at most 1,000 are listed, and `done_counts` and `left_counts` have the numbers.  `lost`
     names what was given up by a choice.  `undo` is the name of the undo file, None where there is none;
     `undone_first` tells that a repair that had been cut short was undone before; `is_clean` tells that
-    no corruption is left.
+    no corruption is left.  All that is about this one file: `corrupt_parents` are the names of parents
+    that want a repair of their own.
     """
 
     image: str
@@ -104,6 +105,7 @@ class RepairReport:
     undone_first: bool = False
     done_counts: dict[str, int] = field(default_factory=dict)
     left_counts: dict[str, int] = field(default_factory=dict)
+    corrupt_parents: list[str] = field(default_factory=list)
 
     @property
     def is_clean(self) -> bool:
@@ -292,6 +294,7 @@ class _Work:
             left_counts={
                 code: count for code, count in self._after.counts.items() if not _is_note(code, self._after)
             },
+            corrupt_parents=[one.name for one in self._after.chain[1:] if one.severities.get(_CORRUPT)],
         )
 
     def _remaining(self, finding: Finding) -> Remaining:
