@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,10 @@ from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# Who starts the suite in the background of a script lets it ignore Ctrl-C, and all the commands that it tests.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # In CI a missing peer or image is a failure; elsewhere it is a visible skip.
 STRICT = os.environ.get("PYVHDX_TEST_STRICT") == "1"

@@ -263,6 +263,8 @@ def test_an_entry_behind_the_last_needed_that_names_a_place_is_a_hint(tmp_path: 
 def test_the_state_5_with_a_place_is_the_users_to_decide(choice: str, tmp_path: Path) -> None:
     path = write(disk(bat={2: 5 * MIB | 5}), tmp_path)
     before = path.read_bytes()
+    (found,) = [one for one in pyvhdx.check(path).findings if one.code == "BAT-STATE"]
+    assert not found.repairable
     (left,) = pyvhdx.repair(path, undo=False).left
     assert (left.finding.code, left.choices) == ("BAT-STATE", ("present", "zero", "absent"))
     assert path.read_bytes() == before

@@ -195,8 +195,15 @@ class BatCheck:
             if state in states:
                 message = f"its state {state} is reserved"
                 numbers = _where(states, (state,))
-                repairable = state == _DRAFT_UNMAPPED
-                self._report("BAT-STATE", block, numbers, message, CORRUPT, repairable=repairable)
+                drafts: list[int] = []
+                if state == _DRAFT_UNMAPPED and self._collector.wants("BAT-STATE"):
+                    # A draft of the format had 5 for UNMAPPED; but at a place in the file there may be content.
+                    drafts = [
+                        number for number in numbers if not self._has_place(block + number, units[number])
+                    ]
+                    numbers = sorted({*numbers} - {*drafts})
+                self._report("BAT-STATE", block, numbers, message, CORRUPT, repairable=False)
+                self._report("BAT-STATE", block, drafts, message, CORRUPT, repairable=True)
         if self._differencing and _PARTIAL in states:
             self._partial += [block + number for number in _where(states, (_PARTIAL,))]
         stored = _where(states, _STORED)
@@ -206,6 +213,9 @@ class BatCheck:
             stale = [number for number in _where(states, _OF_NOBODY) if units[number]]
             self._report("BAT-STALE-OFFSET", block, stale, "it is absent, and has an offset", WARNING)
             self._has_anchors |= any(units[number] for number in _where(states, _KEEPING))
+
+    def _has_place(self, block: int, unit: int) -> bool:
+        return 0 < unit << 20 <= self._table.file_size - self._geometry.used_length(block)
 
     def _report(
         self,
