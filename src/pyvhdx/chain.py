@@ -500,6 +500,13 @@ def _problem(
         )
     if options.verify_parent:
         expected: tuple[UUID, ...] = locator_of(child).linkages
+        if parent.data_write_guid == ZERO_GUID and options.salvage:
+            return ParentMismatchError(
+                f"{parent.name} has lost its headers, and with them the DataWriteGuid that tells whether it is "
+                f"the parent of {child.name}; verify_parent=False (--no-verify-parent) takes it all the same",
+                expected[0],
+                parent.data_write_guid,
+            )
         if parent.data_write_guid not in expected:
             return ParentMismatchError(
                 f"{parent.name} is not the parent that {child.name} was made from, or was changed since: "

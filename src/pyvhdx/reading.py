@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from pyvhdx._core.blocks import Kind, Segment
+from pyvhdx._core.findings import corrupt
 from pyvhdx.errors import CorruptImageError, ImageError, ParentNotFoundError
 from pyvhdx.info import Extent
 
@@ -132,7 +133,17 @@ def fault(image: Member, offset: int) -> ImageError | OSError | ParentNotFoundEr
     """Return why *image* cannot say what the byte at an offset is, which its map calls unreadable."""
     found = image._blocks.fault(offset)
     if found is None:
-        return _without_parent(image, offset, 1)
+        missing = [one for one in image._file.findings if one.code == "PARENT-MISSING"]
+        if not missing:
+            return _without_parent(image, offset, 1)
+        (one,) = missing
+        found = corrupt(
+            one.code,
+            one.structure,
+            one.offset,
+            one.section,
+            f"what is in the parent is missing: {one.message}",
+        )
     if isinstance(found, ImageError):
         found.name = image.name
     return found

@@ -16,6 +16,7 @@ import errno
 import os
 import threading
 import weakref
+from collections import deque
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -41,7 +42,7 @@ from pyvhdx.format.constants import (
     PayloadState,
     round_up,
 )
-from pyvhdx.storage import Durable, FileObject
+from pyvhdx.storage import Durable, FileObject, data_runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,6 +57,9 @@ GROWTH_STEP = 32 << 20
 # A log may ask for a file of 256 TiB: not where that many zeros might be written.
 _MOST_FILLED = 2 * GROWTH_STEP
 _ANCHORS_AT_ONCE = 64
+_PIECE = 1 << 20
+_ZEROS = bytes(_PIECE)
+_MAX_RUNS = 1000
 _STORED = (int(PayloadState.FULLY_PRESENT), int(PayloadState.PARTIALLY_PRESENT))
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -135,7 +139,7 @@ class Session:
         self._is_ready = False
         self._space: Space | None = None
         self.allocated: set[int] = set()  # pages whose place in the file is no hole
-        self._size_at_open = self.medium.size
+        self._size_at_open = self._used_at_open = self.medium.size
         self._has_committed = False
         self._anchors_from = 0
         _sessions.add(self)
@@ -266,11 +270,30 @@ class Session:
         """Return the length to cut the file to, in bytes; None where it stays as it is."""
         if self._space is None or not (self._has_committed or self.medium.size > self._size_at_open):
             return None
-        size = self._space.used_end()
+        size = max(self._space.used_end(), self._forgotten_end())
         if self.file.metadata.kind == "fixed":
             # A fixed disk's file has room for every block, allocated or not.
             size = max(size, min(round_up(self._size_at_open, ALIGNMENT), self.medium.size))
         return size if size < self.medium.size else None
+
+    def _forgotten_end(self) -> int:
+        """
+        Return where data ends that belonged to nothing when the file was opened; 0 if there is none.
+
+        They may be all that is left of blocks that the BAT has lost, and nobody but us would take them away.
+        """
+        raw = self.file.raw
+        runs = deque(data_runs(raw.next_data, self._used_at_open, self._size_at_open), maxlen=_MAX_RUNS)
+        for start, stop in reversed(runs):
+            for end in range(stop, start, -_PIECE):
+                size = min(_PIECE, end - start)
+                try:
+                    is_zero = raw.read_at(size, end - size) == _ZEROS[:size]
+                except OSError:  # who knows
+                    is_zero = False
+                if not is_zero:
+                    return round_up(end, ALIGNMENT)
+        return runs[0][0] if len(runs) == _MAX_RUNS else 0
 
     # -- sessions and commits -----------------------------------------------------------------
 
@@ -322,6 +345,7 @@ class Session:
             file.raw.next_data,
             differencing=file.metadata.has_parent,
         )
+        self._used_at_open = self._space.used_end()
         if not self._log_is_usable:
             file.blocks.taken = spans
 

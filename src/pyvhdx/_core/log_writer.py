@@ -43,6 +43,7 @@ from pyvhdx.format.constants import (
     LOG_VERSION,
     ZERO_GUID,
 )
+from pyvhdx.storage import data_runs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -169,11 +170,9 @@ class LogWriter:
 
     def _write_zeros(self, start: int, end: int, storage: Storage) -> None:
         # A range may be as long as the file; where it has holes there is nothing to do.
-        while start < end and (run := storage.next_data(start)) is not None and run[0] < end:
-            start, stop = run[0], min(run[1], end)
-            while start < stop:
-                self._medium.write_metadata(_ZEROS[: stop - start], start)
-                start += len(_ZEROS[: stop - start])
+        for first, stop in data_runs(storage.next_data, start, end):
+            for at in range(first, stop, len(_ZEROS)):
+                self._medium.write_metadata(_ZEROS[: stop - at], at)
 
     def _begin_log(self, pages: Mapping[int, bytes], last_file_offset: int) -> None:
         self.header = replace(self.header, log_guid=uuid4())

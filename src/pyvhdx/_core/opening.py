@@ -108,7 +108,7 @@ def refuse_pending(replay: Replay, log_offset: int) -> None:
     if replay.entries:
         raise LogPendingError(
             f"{count_of(replay.entries)} must be replayed first, and that was refused; "
-            'log="auto" replays in memory and changes no file',
+            'log="auto" replays: in memory where the file is only read, and into a file that is written',
             "LOG-PENDING",
             "log",
             log_offset,

@@ -221,6 +221,24 @@ def print_json_list(values: Iterable[dict[str, Any]]) -> None:
     print("]" if separator != "[" else "[]")
 
 
+class StandardOutput:
+    """Standard output from here on: written in order, also where it is a file or a device."""
+
+    name = "<stdout>"
+
+    def seekable(self) -> bool:
+        return False
+
+    def write(self, data: memoryview) -> int:
+        return sys.stdout.buffer.write(data)
+
+    def flush(self) -> None:
+        sys.stdout.buffer.flush()
+
+    def fileno(self) -> int:
+        return sys.stdout.buffer.fileno()
+
+
 class Progress:
     """A line on the terminal, from the third second on; nothing where stderr is no terminal."""
 

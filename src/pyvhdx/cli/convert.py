@@ -42,24 +42,6 @@ def add_to(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-class _StandardOutput:
-    """Standard output from here on: written in order, also where it is a file or a device."""
-
-    name = "<stdout>"
-
-    def seekable(self) -> bool:
-        return False
-
-    def write(self, data: memoryview) -> int:
-        return sys.stdout.buffer.write(data)
-
-    def flush(self) -> None:
-        sys.stdout.buffer.flush()
-
-    def fileno(self) -> int:
-        return sys.stdout.buffer.fileno()
-
-
 def run(parsed: Namespace) -> None:
     standard: dict[str, Any] = {
         "no_parent": False,
@@ -77,7 +59,7 @@ def run(parsed: Namespace) -> None:
     with common.Progress(parsed) as progress:
         report = convert(
             sys.stdin.buffer if parsed.source == "-" else parsed.source,
-            _StandardOutput() if parsed.target == "-" else parsed.target,
+            common.StandardOutput() if parsed.target == "-" else parsed.target,
             source_format=parsed.source_format,
             format=parsed.format or ("raw" if parsed.target == "-" else None),
             overwrite=parsed.force,

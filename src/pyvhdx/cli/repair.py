@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import sys
@@ -15,6 +16,7 @@ from pyvhdx.ops.undo import undo_repair
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Iterator
 
     from pyvhdx.ops.repair import RepairReport
 
@@ -71,7 +73,7 @@ def run(parsed: Namespace) -> int:
     if parsed.undo:
         _undo(parsed)
         return 0
-    with common.Progress(parsed) as progress:
+    with common.Progress(parsed) as progress, _cut_short_is_told(parsed):
         report = repair(
             parsed.image,
             dry_run=parsed.dry_run,
@@ -87,12 +89,30 @@ def run(parsed: Namespace) -> int:
     in_the_way = _file_in_the_way(parsed, report)
     if in_the_way is not None:
         print(
-            f"{common.printable(in_the_way)} exists, and is not overwritten: the repair itself would fail; remove "
-            "it, or name another one (--undo-file)",
+            f"{common.printable(in_the_way)} exists, and is not overwritten: the repair itself would fail; name "
+            "another one (--undo-file), or, if the repair before is never to be undone, remove it",
             file=sys.stderr,
         )
         return _FAILED
     return 0 if report.is_clean else _SOMETHING_IS_LEFT
+
+
+@contextlib.contextmanager
+def _cut_short_is_told(parsed: Namespace) -> Iterator[None]:
+    """Say what to do about a repair that ends half-way."""
+    place: str = parsed.undo_file or parsed.image + ".undo"
+    was_there = parsed.dry_run or parsed.no_undo or os.path.lexists(place)
+    try:
+        yield
+    except (OSError, KeyboardInterrupt):
+        if not was_there and os.path.lexists(place):
+            print(
+                f"{common.printable(parsed.image)} may be changed in part; what it held is in "
+                f"{common.printable(place)}: repair it again with the same undo file, which begins by undoing that, "
+                "or put it back (--undo)",
+                file=sys.stderr,
+            )
+        raise
 
 
 def _file_in_the_way(parsed: Namespace, report: RepairReport) -> str | None:

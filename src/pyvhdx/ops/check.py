@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _SEVERITIES = (CORRUPT, WARNING, NOTE)
 # What belongs to nothing may be what was lost, though nothing is corrupt.
 _MAY_BE_LOST = ("SPACE-DATA", "LOG-TORN")
+# So much of what belongs to nothing is read without *deep*, where no block is stored.
+_GLANCE = 64 << 20
 # Windows: FILE_ATTRIBUTE_SPARSE_FILE, _COMPRESSED, _ENCRYPTED
 _ATTRIBUTES = {0x200: "sparse", 0x800: "compressed", 0x4000: "encrypted"}
 
@@ -210,10 +212,11 @@ class _Members:
         if self._deep:
             self._meter.expect(usage.allocated * table.geometry.block_size)
             check_payload(table, collector, self._meter.advance)
-            if not usage.allocated:
-                self._meter.expect(max(0, table.file_size - (usage.space.used() << 20)))
-                check_unowned(table, usage.space, collector, self._meter.advance)
-                self._meter.finish()
+        if not usage.allocated:
+            limit = table.file_size if self._deep else _GLANCE
+            self._meter.expect(min(limit, max(0, table.file_size - (usage.space.used() << 20))))
+            check_unowned(table, usage.space, collector, self._meter.advance, limit=limit)
+            self._meter.finish()
 
     def follow(self, image: VHDXImage, choice: ParentChoice) -> None:
         """Look at the parents of the first file, as far as they are found."""

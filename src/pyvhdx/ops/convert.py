@@ -15,7 +15,7 @@ from pyvhdx.errors import RequestError
 from pyvhdx.format.constants import MAX_VIRTUAL_SIZE, MIB, round_up
 from pyvhdx.ops.build import Builder
 from pyvhdx.ops.create import new_disk
-from pyvhdx.ops.source import RAW_SUFFIXES, name_of, open_source
+from pyvhdx.ops.source import RAW_SUFFIXES, VHDX_SUFFIXES, name_of, open_source
 from pyvhdx.storage import (
     can_seek,
     is_appending,
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 _ZEROS = bytes(MIB)
 _HOW = frozenset(open_image.__kwdefaults__ or ())
-
-_VHDX_SUFFIXES = (".vhdx", ".avhdx")
 
 
 @dataclass(frozen=True)
@@ -200,7 +198,7 @@ def target_format_of(target: Source, format: str | None) -> str:
             raise RequestError(f'format is {format!r}, and must be "vhdx" or "raw"')
         return format
     name = name_of(target).lower()
-    if name.endswith(_VHDX_SUFFIXES):
+    if name.endswith(VHDX_SUFFIXES):
         return "vhdx"
     if name.endswith(RAW_SUFFIXES):
         return "raw"

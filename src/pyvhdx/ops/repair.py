@@ -39,10 +39,17 @@ if TYPE_CHECKING:
 
 _CORRUPT, _NOTE = "corrupt", "note"
 _BEHIND_THE_LOG = ("FILE-", "REGION-", "METADATA-", "LOCATOR-", "BAT-", "BITMAP-", "SPACE-", "LOG-")
+_FIRST = ("FILE-", "HEADER-", "LOG-", "REGION-")
 _MAX_ROUNDS = 6
 _MENDED = "mended from what is still good"
+_ACTIONS = {
+    "LOG-PENDING": "the log was replayed into the file",
+    "PARENT-MISMATCH": "the child names the parent that was given",
+    "LOCATOR-LINKAGE": "the child names the parent that was given",
+}
 _NAME_THE_PARENT = "name the parent for it (parent=, --parent)"
 _REASONS = {
+    "FILE-SIZE": "a file of this length holds no disk that could be mended",
     "HEADER-NONE": "nothing says where the log lies; salvage gets out what can be read",
     "REGION-NONE": "nothing says where BAT and metadata lie; salvage gets out what can be read",
     "METADATA-SIGNATURE": "nothing says what disk this is; salvage gets out what can be read",
@@ -158,7 +165,9 @@ def repair(
     if undo is True or not isinstance(dry_run, bool):
         raise RequestError("undo is the place of the undo file, None or False; dry_run is True or False")
     if parent in ("auto", False) and any(chosen.has(code) for code in _ABOUT_THE_PARENT):
-        raise RequestError("to link the child to its parent again, the parent must be named (parent=)")
+        raise RequestError(
+            "to link the child to its parent again, the parent must be named (parent=, --parent)"
+        )
     with contextlib.ExitStack() as opened:
         storage = open_storage(source, options._replace(write=not dry_run))
         opened.callback(storage.close)
@@ -282,7 +291,7 @@ class _Work:
             key = finding.code, finding.offset
             if finding.severity != _NOTE and key not in still and gone[finding.code] > 0:
                 gone[finding.code] -= 1
-                done.append(Repaired(finding, self._plan.notes.get(key, _MENDED)))
+                done.append(Repaired(finding, self._plan.notes.get(key, _ACTIONS.get(finding.code, _MENDED))))
         return RepairReport(
             image=image,
             dry_run=dry_run,
@@ -305,7 +314,7 @@ class _Work:
         reason = self.refusal or self._plan.reasons.get(key, _REASONS.get(finding.code, ""))
         if finding.code in _ABOUT_THE_PARENT and not offers:
             offers, reason = ("relink",), _NAME_THE_PARENT
-        if not reason and self._undecided and finding not in self._undecided:
+        if not reason:
             reason = self._waits_for(finding)
         return Remaining(finding, offers, reason)
 
@@ -315,11 +324,19 @@ class _Work:
         chosen = finding.code in CHOICES and choices.for_place(finding.code, finding.offset) is not None
         if not (chosen or finding.repairable) or not finding.code.startswith(_BEHIND_THE_LOG):
             return ""
-        first = self._undecided[0]
+        before = self._undecided or [one for one in self._after.findings if _stops_everything(one)]
+        if not before or finding in before:
+            return ""
+        first = before[0]
         name = f"{first.code} at {first.offset:#x}"
         if self._plan.offers.get((first.code, first.offset)):
             return f"left until {name} is decided"
         return f"left as long as {name} is there, for which there is no choice"
+
+
+def _stops_everything(finding: Finding) -> bool:
+    """Return whether without it, put right, nobody knows the rest of the file."""
+    return finding.severity == _CORRUPT and finding.code.startswith(_FIRST) and not finding.repairable
 
 
 def _is_note(code: str, report: CheckReport) -> bool:

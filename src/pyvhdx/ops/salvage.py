@@ -7,13 +7,18 @@ read are zeros in the target, and named in the report.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pyvhdx._core.checks.collector import Collector
+from pyvhdx._core.checks.file import check_file, table_of
+from pyvhdx._core.checks.payload import check_unowned
 from pyvhdx._core.findings import tolerated
 from pyvhdx._core.recover import Hints
+from pyvhdx._core.survey import survey
 from pyvhdx.chain import open_salvaged, storages_of
 from pyvhdx.errors import Finding, ImageError, ParentError, RequestError
 from pyvhdx.format import constants as c
@@ -160,6 +165,8 @@ def salvage(
         warnings = [finding for member in image.chain for finding in member.warnings]
         if wreck.shared:
             warnings.append(wreck.sharing())
+        if not wreck.has_stored:
+            warnings += _forgotten(image._file.raw)
         return SalvageReport(
             source=image.name,
             target=None if target is None else name_of(target),
@@ -176,6 +183,18 @@ def salvage(
             guessed=_guessed(image.warnings),
             warnings=warnings,
         )
+
+
+def _forgotten(storage: Storage) -> list[Finding]:
+    """Return what is to be said of data that no block names, where no block is stored at all."""
+    with contextlib.suppress(ImageError):
+        known = survey(storage)
+        table, collector = table_of(known), Collector()
+        usage = check_file(known, Collector(), lambda _: None)
+        if table is not None and usage is not None and not usage.allocated:
+            check_unowned(table, usage.space, collector, lambda _: None, limit=table.file_size)
+        return collector.kept
+    return []
 
 
 def _hints(size: Any, block_size: Any, sector_size: Any, kind: Any, log: Any) -> Hints:
@@ -218,6 +237,7 @@ class _Wreck(SourceDisk):
         self._faults_left = MAX_RANGES
         self._used = bytearray()  # a byte for each MiB of the file
         self._last_block = -1
+        self.has_stored = False  # anything in the file itself
 
     def storages(self) -> list[Storage]:
         return storages_of(self.image)
@@ -230,6 +250,7 @@ class _Wreck(SourceDisk):
             if extent.file_offset is None:
                 continue
             if extent.depth == 0:
+                self.has_stored = True
                 self._mark(extent.offset, extent.length, extent.file_offset)
             shift = extent.offset - extent.file_offset
             for start, end in _data_in(chain[extent.depth]._file.storage, extent.file_offset, extent.length):

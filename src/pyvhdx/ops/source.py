@@ -16,7 +16,7 @@ from pyvhdx.errors import NotVHDXError, RequestError
 from pyvhdx.format.constants import IDENTIFIER_SIGNATURE
 from pyvhdx.format.foreign import FOOTER_SIZE, HEAD_SIZE, recognise
 from pyvhdx.image import VHDXImage
-from pyvhdx.storage import LocalFile, can_seek, open_file_object, open_local, refuse_no_file
+from pyvhdx.storage import LocalFile, can_seek, data_runs, open_file_object, open_local, refuse_no_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +29,7 @@ _GRAIN = 1 << 16
 _ZERO_GRAIN = bytes(_GRAIN)
 
 RAW_SUFFIXES = (".raw", ".img")
+VHDX_SUFFIXES = (".vhdx", ".avhdx")
 
 
 class SourceDisk:
@@ -184,9 +185,7 @@ def _read(file: Any, size: int) -> bytes:
 def _data_in(storage: Storage, offset: int, length: int) -> Iterator[tuple[int, int]]:
     """Yield (start, end) of what may hold data in a range that was in the file when it was opened."""
     end = offset + length
-    while offset < end and (run := storage.next_data(offset)) is not None and run[0] < end:
-        yield run[0], min(run[1], end)
-        offset = run[1]
+    yield from data_runs(storage.next_data, offset, end)
     if storage.size() < end:  # what lies behind the end is lost, and no zeros
         raise _shorter(storage.name, end)
 
@@ -265,6 +264,16 @@ def _guess_format(source: Source) -> str:
         size = storage.size()
         footer = storage.read_at(FOOTER_SIZE, max(0, size - FOOTER_SIZE))
         _refuse_other_formats(head, footer, storage.name)
+        if storage.name.lower().endswith(VHDX_SUFFIXES):
+            raise NotVHDXError(
+                f'{storage.name} is named as a VHDX image is, and nothing in it begins as one; source_format="vhdx" '
+                '(-f vhdx) says what is wrong, pyvhdx salvage gets out what can be read, and source_format="raw" '
+                "(-f raw) copies the bytes as they are",
+                "NOT-VHDX",
+                "source",
+                0,
+                "2.2.1",
+            )
         return "raw"
 
 

@@ -82,7 +82,8 @@ def undo_repair(
         if not belongs(image, header):
             raise RequestError(
                 f"{image.name} is not as the repair left it: it is another image than that of {kept.name}, or "
-                "something was written to it since; nothing was changed: name its own undo file (undo=, "
+                "something was written to it since, maybe by a later repair, which must be undone first; nothing "
+                "was changed: name its own undo file (undo=, "
                 "--undo-file), or keep the image and remove this one"
             )
         is_removed = isinstance(undo, (str, os.PathLike)) and place.is_made_for(image, header)
@@ -171,7 +172,10 @@ class UndoPlace:
             )
         if self._is_path:
             if os.path.lexists(self._place):
-                raise self._exists("it exists, and is not overwritten; remove it, or name another undo file")
+                raise self._exists(
+                    "it exists, and is not overwritten; name another undo file (undo=, --undo-file), or, if the repair "
+                    "before is never to be undone, remove it"
+                )
             with new_file(self._place) as file:
                 self._header = write_undo(file, image, ranges, guids)
             return

@@ -19,7 +19,7 @@ from pyvhdx.storage.file_object import (
 from pyvhdx.storage.local import LocalFile, open_local
 from pyvhdx.storage.memory import MemoryStorage
 from pyvhdx.storage.overlay import Overlay
-from pyvhdx.storage.protocol import Storage
+from pyvhdx.storage.protocol import Storage, data_runs
 from pyvhdx.storage.rehearsal import Rehearsal
 from pyvhdx.storage.target import new_file, refuse_files_in_use
 from pyvhdx.storage.wrapper import Forgiving, Wrapper
@@ -36,6 +36,7 @@ __all__ = [
     "Wrapper",
     "can_read",
     "can_seek",
+    "data_runs",
     "file_behind",
     "is_appending",
     "new_file",

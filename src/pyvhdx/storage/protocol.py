@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from pyvhdx._types import Buffer
+    from collections.abc import Iterator
+
+    from pyvhdx._types import Buffer, NextData
 
 
 class Storage(Protocol):
@@ -61,3 +63,10 @@ class Storage(Protocol):
     def close(self) -> None:
         """Release the file; calls under way finish first, later ones raise `ValueError`."""
         ...
+
+
+def data_runs(next_data: NextData, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield start and end of what may hold data in a range; all else in it reads as zeros."""
+    while start < end and (run := next_data(start)) is not None and run[0] < end:
+        yield run[0], min(run[1], end)
+        start = run[1]

@@ -6,6 +6,8 @@ import tempfile
 from bisect import bisect_left, bisect_right, insort
 from typing import TYPE_CHECKING, NamedTuple
 
+from pyvhdx.storage.protocol import data_runs
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
@@ -220,9 +222,8 @@ class Rehearsal:
 
 def _copy(storage: Storage, change: Change) -> None:
     """Copy what is data; the target was added to the file, and is zeros."""
-    at, end = change.source, change.source + change.length
-    while at < end and (run := storage.next_data(at)) is not None and run[0] < end:
-        at, stop = run[0], min(run[1], end)
+    for start, stop in data_runs(storage.next_data, change.source, change.source + change.length):
+        at = start
         while at < stop:
             piece = storage.read_at(min(_PIECE, stop - at), at)
             if not piece:

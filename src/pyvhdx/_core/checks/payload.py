@@ -48,12 +48,12 @@ def check_payload(table: Table, collector: Collector, advance: Callable[[int], o
 
 
 def check_unowned(
-    table: Table, space: Occupancy, collector: Collector, advance: Callable[[int], object]
+    table: Table, space: Occupancy, collector: Collector, advance: Callable[[int], object], *, limit: int
 ) -> None:
     """
     Read what belongs to nothing, of a file none of whose blocks is stored, up to the first data.
 
-    *advance* is told how many bytes have been looked at.
+    No more than *limit* bytes are read, and *advance* is told how many have been looked at.
     """
     for first, end in space.free_runs():
         at, stop = first << 20, min(end << 20, table.file_size)
@@ -74,6 +74,9 @@ def check_unowned(
                 )
                 return
             advance(at - start)
+            limit -= at - start
+            if limit <= 0:
+                return
 
 
 def _stored(table: Table) -> Iterator[tuple[int, int]]:

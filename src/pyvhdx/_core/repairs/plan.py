@@ -122,6 +122,10 @@ class Choices:
         chosen = self._chosen.get((code, None))
         return chosen is not None and choice in (None, chosen)
 
+    def is_for(self, code: str, offset: int) -> bool:
+        """Return whether a choice was made for this finding alone."""
+        return (code, offset) in self._chosen
+
     def for_place(self, code: str, offset: int) -> str | None:
         """Return the choice for a finding; one for its place goes before one for its code."""
         self._unused.discard((code, offset))
@@ -165,16 +169,20 @@ class Plan:
         """
         Return what was chosen for a finding, None where nothing was.
 
-        Raises `RequestError` for a choice that there is for the code, and not for this finding.
+        Raises `RequestError` for a choice for this finding that there is for its code only.
         """
         possible = tuple(CHOICES[code]) if possible is None else possible
         choice = self.choices.for_place(code, offset)
+        if choice not in possible and not self.choices.is_for(code, offset):
+            choice = None  # what was chosen for all of a code is for those that have it
         if choice is None:
             if self._is_among_the_first(code):
                 self.offers[code, offset] = possible
         elif choice not in possible:
             there = f"; there are {', '.join(map(repr, possible))}" if possible else ""
             raise RequestError(f"{choice!r} is no choice for the {code} at {offset:#x}{there}")
+        else:
+            self.offers.pop((code, offset), None)
         return choice
 
     def is_moot(self, code: str) -> bool:

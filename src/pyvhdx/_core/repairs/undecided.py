@@ -57,6 +57,8 @@ def undecided(found: Found, plan: Plan, read: ReadAt, *, names_parent: bool) -> 
 def _is_chosen(finding: Finding, plan: Plan, read: ReadAt) -> bool:
     choices, at = plan.choices, finding.offset
     codes = ("BAT-OVERLAP", "BAT-SHIFT") if finding.code in ("BAT-OVERLAP", "BAT-SHIFT") else (finding.code,)
+    if any((code, at) in plan.offers for code in codes):  # what was chosen for its code is no choice here
+        return False
     if any(choices.for_place(code, at) is not None for code in codes):
         return True
     if finding.code == "BAT-STATE" and choices.is_chosen("LOCATOR-LEFTOVER", "parent"):
