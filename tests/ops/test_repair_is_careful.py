@@ -246,16 +246,11 @@ def test_an_entry_behind_the_last_needed_that_names_a_place_is_a_hint(tmp_path: 
     found = [one for one in pyvhdx.check(path).findings if one.code == "BAT-PADDING"]
     assert {one.offset - BAT_AT: one.repairable for one in found} == {16: False, 32: True, 40: True}
     report = pyvhdx.repair(path, undo=False)
-    (left,) = [one for one in report.left if one.finding.code == "BAT-PADDING"]
+    left, *others = [one for one in report.left if one.finding.code == "BAT-PADDING"]
     assert (left.finding.offset, left.choices) == (BAT_AT + 16, ("clear",))
-    assert struct.unpack_from("<6Q", path.read_bytes(), BAT_AT) == (
-        4 * MIB | FULL,
-        0,
-        5 * MIB | FULL,
-        0,
-        0,
-        0,
-    )
+    assert {one.reason for one in others} == {f"left until BAT-PADDING at {BAT_AT + 16:#x} is decided"}
+    entries = struct.unpack_from("<6Q", path.read_bytes(), BAT_AT)
+    assert entries == (4 * MIB | FULL, 0, 5 * MIB | FULL, 0, 5, 4 * MIB | FULL)
     assert pyvhdx.repair(path, undo=False, choices={"BAT-PADDING": "clear"}).left == []
 
 

@@ -7,6 +7,7 @@ Pure functions of the entries and of what else is known.  Whoever knows better s
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyvhdx.format import constants as c
@@ -34,10 +35,16 @@ class Owners:
         self.partial: set[int] = set()
         self.last = -1
         self._last_without_place = -1
+        self._behind: deque[int] = deque(
+            maxlen=2
+        )  # of those behind the end of the file; one may be a bitmap's
 
     def add(self, first: int, entries: Sequence[int], file_size: int) -> None:
         """Take note of the entries from index *first* on; those that no block may have are left out."""
         good = {entry for entry in set(entries) if entry and is_entry(entry, file_size)}
+        behind = {entry for entry in set(entries) if _lies_behind(entry, file_size)}
+        if behind:
+            self._behind.extend(index for index, entry in enumerate(entries, first) if entry in behind)
         if not good:
             return
         if len(self.indexes) == MAX_OWNERS:
@@ -57,10 +64,11 @@ class Owners:
 
     def last_payload(self, ratio: int) -> int:
         """Return the last index that is not 0 and no slot of a sector bitmap; -1 without any."""
+        behind = next((i for i in reversed(self._behind) if i % (ratio + 1) != ratio), -1)
         if len(self.indexes) == MAX_OWNERS:
-            return self.last
+            return max(self.last, behind)
         last = next((i for i in reversed(self.indexes) if i % (ratio + 1) != ratio), -1)
-        return max(last, self._last_without_place)
+        return max(last, self._last_without_place, behind)
 
 
 class Parameters(NamedTuple):
@@ -77,6 +85,15 @@ def is_entry(entry: int, file_size: int) -> bool:
     if entry & c.RESERVED_MASK or state in (4, 5) or entry >= c.round_up(file_size, c.ALIGNMENT):
         return False
     return state < _STORED or entry >= c.HEADER_SECTION_SIZE
+
+
+def _lies_behind(entry: int, file_size: int) -> bool:
+    """Return whether an entry is right but for the end of the file, which may have been cut off."""
+    return (
+        entry & c.STATE_MASK in (_STORED, _PARTIAL)
+        and not entry & c.RESERVED_MASK
+        and c.round_up(file_size, c.ALIGNMENT) <= entry < c.MAX_FILE_SIZE
+    )
 
 
 def guess_parameters(

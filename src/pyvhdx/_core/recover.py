@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyvhdx._core.doubts import Doubts
-from pyvhdx._core.findings import guessed, overcome, tolerated
+from pyvhdx._core.findings import guessed, overcome
 from pyvhdx._core.geometry import Geometry
 from pyvhdx._core.left_over import block_finder, find_metadata, find_regions, fit_bat
 from pyvhdx._core.log_reader import Replay, Ring, read_log, scan
@@ -340,5 +340,5 @@ def _judge_doubts(doubts: Doubts, start: int, end: int, storage: Storage, findin
     for at in doubts.touched(start, end):
         if doubts.contradict(storage.read_at(c.LOG_SECTOR_SIZE, at), at):
             message = "a log that may be current has other metadata here"
-            findings.append(tolerated("LOG-DOUBT", "metadata", at, "2.3.3", message))
+            findings.append(guessed("LOG-DOUBT", "metadata", at, "2.3.3", message))
             break

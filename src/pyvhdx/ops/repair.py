@@ -182,7 +182,7 @@ def repair(
             rehearsal.changes.clear()
         work = _Work(rehearsal, Plan(chosen), parent, how | {"lock": False}, progress)
         work.run(can_grow=not _is_device(storage))
-        chosen.check_all_used()
+        chosen.check_all_used(work.found())
         changes = bool(rehearsal.changes) and not dry_run and not work.refusal
         if changes and place is None:
             rehearsal.carry_out(storage, sync=sync, progress=progress)
@@ -273,6 +273,10 @@ class _Work:
             if not found or (work.saw_the_table and all(one.code in seen for one in found)):
                 return
 
+    def found(self) -> set[tuple[str, int]]:
+        """Return what the check before found, by code and offset."""
+        return {(finding.code, finding.offset) for finding in self._before.findings}
+
     def _check(self) -> CheckReport:
         return check(self._rehearsal, parent=self._parent, progress=self._progress, **self._how)
 
@@ -316,15 +320,25 @@ class _Work:
             offers, reason = ("relink",), _NAME_THE_PARENT
         if not reason:
             reason = self._waits_for(finding)
+        if not reason and not offers and self._was_chosen(finding):
+            reason = "what was chosen for it was not all there is to decide; look at it again"
         return Remaining(finding, offers, reason)
+
+    def _was_chosen(self, finding: Finding) -> bool:
+        place = finding.code, finding.offset
+        return finding.code in CHOICES and self._plan.choices.for_place(*place) is not None
 
     def _waits_for(self, finding: Finding) -> str:
         """Return until when a finding is left that could be mended; nothing for one that could not."""
-        choices = self._plan.choices
-        chosen = finding.code in CHOICES and choices.for_place(finding.code, finding.offset) is not None
-        if not (chosen or finding.repairable) or not finding.code.startswith(_BEHIND_THE_LOG):
+        if not (self._was_chosen(finding) or finding.repairable) or not finding.code.startswith(
+            _BEHIND_THE_LOG
+        ):
             return ""
-        before = self._undecided or [one for one in self._after.findings if _stops_everything(one)]
+        if finding.code == "BAT-PADDING":  # one of them may be a block's, and then all may be
+            before = [one for one in self._after.findings if self._plan.offers.get((one.code, one.offset))]
+            before = [one for one in before if one.code == finding.code]
+        else:
+            before = self._undecided or [one for one in self._after.findings if _stops_everything(one)]
         if not before or finding in before:
             return ""
         first = before[0]

@@ -140,7 +140,8 @@ class UndoPlace:
             if header is None:
                 return False
             has_begun = bears_mark(image, header)
-            if header.state != UndoState.READY and not has_begun:
+            is_undone = header.state != UndoState.READY and changes_nothing(image, kept, header)
+            if header.state != UndoState.READY and not (has_begun or is_undone):
                 return False
             has_begun = has_begun or (belongs(image, header) and bears_guid(image, header))
             if not (has_begun or changes_nothing(image, kept, header)):

@@ -98,9 +98,22 @@ class Rehearsal:
             self._pages[number] = place
 
     def copied(self, source: int, target: int, length: int) -> None:
-        """Copy a range of the file to a place that was added to it, where nothing was written yet."""
+        """
+        Copy a range of the file to a place that was added to it, where nothing was written yet.
+
+        Both begin at whole pages.
+        """
+        if source + length > self._below_end:  # not all of it is in the file below
+            for at in range(source, source + length, _PIECE):
+                self.write_at(self.read_at(min(_PIECE, source + length - at), at), target + at - source)
+            return
         self.changes.append(Change("copy", target, length, source))
         insort(self._copies, (target, length, source))
+        pages = self._pages_in(source, source + length)
+        for number in pages:  # what was written there before is copied too
+            self._pages[number + (target - source) // _PAGE] = self._pages[number]
+        if pages:
+            self._sorted = None
 
     def truncate(self, size: int) -> None:
         self.changes.append(Change("truncate", 0, size))

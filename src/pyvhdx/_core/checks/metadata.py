@@ -34,6 +34,17 @@ def check_metadata(known: Survey, collector: Collector) -> None:
             collector.found(
                 "METADATA-TOTAL", region.file_offset, f"the items of {whose} take {total} bytes, over 40 MiB"
             )
+    said = {finding.offset for finding in collector.kept if finding.code == "METADATA-RANGE"}
+    for entry in entries:
+        place, end = region.file_offset + entry.offset, region.file_offset + entry.offset + entry.length
+        if entry.length and known.storage.size() < end <= region.end and place not in said:
+            collector.found(
+                "METADATA-RANGE",
+                place,
+                "the file ends inside it",
+                structure=f"metadata item {entry.item_id}",
+                repairable=False,
+            )
     if known.metadata is not None and known.metadata.disk_id != c.ZERO_GUID and known.items is not None:
         place = known.items.place(c.VIRTUAL_DISK_ID)
         check_guid("the id", known.metadata.disk_id, place, "Virtual Disk ID", collector)

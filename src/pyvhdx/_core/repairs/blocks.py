@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pyvhdx._core.checks.occupancy import Occupancy
 from pyvhdx._core.repairs.entries import EditedTable
 from pyvhdx._core.repairs.mender import end_of
+from pyvhdx._core.repairs.plan import MAX_OFFERS
 from pyvhdx._core.repairs.rows import Rows, Slot
 from pyvhdx.format.constants import (
     ALIGNMENT,
@@ -44,6 +45,7 @@ _UNMAPPED = int(PayloadState.UNMAPPED)
 _DRAFT_UNMAPPED = 5
 _ANCHORS = (int(PayloadState.UNDEFINED), int(PayloadState.UNMAPPED))
 _WITHOUT_PLACE = (_NOT_PRESENT, _ZERO)
+_STORED = (_FULL, _PARTIAL)
 _PRESENT = int(BitmapState.PRESENT)
 _STATE_OF = {"zero": _ZERO, "absent": _NOT_PRESENT, "present": _FULL}
 _WORDS = {"zero": "it is ZERO now", "absent": "it is NOT_PRESENT now", "present": "it is FULLY_PRESENT now"}
@@ -123,17 +125,21 @@ class BlockPlan:
         self._winners: dict[int, int] = {}  # place -> the entry that keeps it
         self._wishes: list[int] = []
         self._hints: list[int] = []  # entries behind the last needed that look like those of blocks
+        self._has_padding = False
+        self.stored = 0
 
     def mend(self) -> None:
         """Plan everything."""
         for slot, number, index, entries in self._rows.all():
             if slot is Slot.BLOCK:
                 self._open(number // self.geometry.chunk_ratio)
+                self.stored += sum(entry & STATE_MASK in _STORED for entry in entries)
                 self._blocks(number, index, entries)
             elif slot is Slot.PADDING:
                 for at, entry in enumerate(entries, index):
                     if entry:
-                        self._padding(at, entry)
+                        self._has_padding = True
+                        self._note_hint(at, entry)
             elif self._differencing:
                 self._open(number)
                 self._bitmap(number, index, entries[0])
@@ -147,7 +153,8 @@ class BlockPlan:
                     self._anchor(index, entry)
         if self._doomed:
             self._drop_holders()
-        self._mend_hints()
+        if self._has_padding:
+            self._mend_padding()
         for wish in self._wishes:
             self.grow_to(wish)
         if self._has_clash:
@@ -347,26 +354,33 @@ class BlockPlan:
         first = place // ALIGNMENT
         return max(0, min(self._units_of_block, self._taken.units - first))
 
-    def _padding(self, index: int, entry: int) -> None:
-        """Plan an entry that no block needs; one that names a place may mean that the size is wrong."""
-        place, at = entry & OFFSET_MASK, self._place_of(index)
+    def _note_hint(self, index: int, entry: int) -> None:
+        """Remember an entry that no block needs and that names a place: the size may be what is wrong."""
+        place = entry & OFFSET_MASK
         fits = HEADER_SECTION_SIZE <= place <= self._file_size - self.geometry.block_size
-        if entry & STATE_MASK not in (_FULL, _PARTIAL) or not fits:
-            self.table.set(index, 0)
-        elif self._plan.choices.for_place("BAT-PADDING", at) is not None:
-            self.table.set(index, 0)
-            self._plan.note("BAT-PADDING", at, "it is 0 now")
-        elif not self._plan.is_moot("BAT-PADDING"):
+        wanted = len(self._hints) <= MAX_OFFERS or self._plan.choices.has("BAT-PADDING")
+        if entry & STATE_MASK in _STORED and fits and wanted:
             self._hints.append(index)
-            self._plan.choose("BAT-PADDING", at)
 
-    def _mend_hints(self) -> None:
-        """Clear those whose place is a block's, which only now are all known."""
+    def _mend_padding(self) -> None:
+        """Clear what no block needs; as long as one may be a block's, all of it stays, and so do its bits."""
+        is_decided = True
         for index in self._hints:
-            place = self.table.get(index) & OFFSET_MASK
+            place, at = self.table.get(index) & OFFSET_MASK, self._place_of(index)
             if not self._taken.is_free(place // ALIGNMENT, self._units_in_file(place)):
-                self.table.set(index, 0)
-                self._plan.offers.pop(("BAT-PADDING", self._place_of(index)), None)
+                continue  # a block's, which only now are all known
+            if self._plan.choose("BAT-PADDING", at) is None:
+                is_decided = False
+            else:
+                self._plan.note("BAT-PADDING", at, "it is 0 now")
+        if not is_decided:
+            self.undecided_bitmaps.add(self.geometry.chunk_count - 1)
+            return
+        for slot, _, first, entries in self._rows.all():
+            if slot is Slot.PADDING:
+                for index, entry in enumerate(entries, first):
+                    if entry:
+                        self.table.set(index, 0)
 
     def _clash(self, block: int, index: int, entry: int) -> None:
         """Plan a block at a place that is taken."""
@@ -413,10 +427,11 @@ class BlockPlan:
     def _drop_holders(self) -> None:
         """Make ZERO what lies at a place that was given to another block, or to none."""
         count = self._units_of_block
+        copied = {copy.position for copy in self.copies}
         for block, index, _ in self._rows.of_blocks():
             entry = self.table.get(index)
             place = entry & OFFSET_MASK
-            if not place or self._winners.get(place) == index:
+            if not place or self._winners.get(place) == index or index in copied:
                 continue
             first = place // ALIGNMENT
             if any(unit in self._doomed for unit in range(first, first + count)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -131,9 +131,13 @@ class Choices:
         self._unused.discard((code, offset))
         return self._chosen.get((code, offset), self._chosen.get((code, None)))
 
-    def check_all_used(self) -> None:
-        """Raise `RequestError` where a choice was made for a place where there is nothing to choose."""
-        for code, offset in sorted(self._unused):
+    def check_all_used(self, found: Collection[tuple[str, int]]) -> None:
+        """
+        Raise `RequestError` where a choice was made for a place where there was nothing to choose.
+
+        What was *found* there, by code and offset, may have been settled by another choice.
+        """
+        for code, offset in sorted(self._unused.difference(found)):
             raise RequestError(f"there is no {code} at {offset:#x} that leaves a choice")
 
 

@@ -105,26 +105,35 @@ def _better_copy(
     at = REGION_TABLE_OFFSETS[0]
     choice = plan.choices.for_place("REGION-COPIES", at)
     if choice is None:
-        for number in candidates:
-            if _is_sound(copies[number], storage, log):
+        blocks = {number: _stored_blocks(copies[number], storage, log) for number in candidates}
+        for number, stored in blocks.items():
+            if stored == 0 and set(blocks.values()) != {0}:
+                break  # an empty BAT is right in itself, and says nothing of where the blocks are
+            if stored is not None:
                 plan.is_visible = plan.is_visible or number == 1
                 return number
     choice = plan.choose("REGION-COPIES", at, tuple(words[number] for number in candidates))
     if choice is None:
         return None
     plan.is_visible = True
-    return words.index(choice)
+    number = words.index(choice)
+    plan.lose("REGION-COPIES", None, 0, f"what the {words[1 - number]} copy of the region table led to")
+    return number
 
 
-def _is_sound(data: bytes, storage: Storage, log: Span) -> bool:
-    """Return whether a copy names regions in the file, on nothing else, and all that they hold is as it should be."""
+def _stored_blocks(data: bytes, storage: Storage, log: Span) -> int | None:
+    """
+    Return how many blocks a copy leads to, 0 or more; None if not all that it leads to is as it should be.
+
+    That is so where it names regions in the file, on nothing else, and everything in them is right.
+    """
     try:
         regions = read_regions((data, data), log, log_in_use=True, file_size=storage.size())
         metadata = read_metadata(regions.metadata, storage.read_at)
     except ImageError:
-        return False
+        return None
     if _needed(metadata) > regions.bat.length:
-        return False
+        return None
     probe = Plan(Choices(None))
     blocks = BlockPlan(
         storage,
@@ -139,7 +148,7 @@ def _is_sound(data: bytes, storage: Storage, log: Span) -> bool:
         can_grow=False,
     )
     blocks.mend()
-    return not probe.offers and not blocks.table
+    return None if probe.offers or blocks.table else blocks.stored
 
 
 def _cleaned(data: bytes, count: int) -> bytes:

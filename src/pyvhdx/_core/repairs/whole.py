@@ -17,6 +17,7 @@ from pyvhdx._core.metadata import read_metadata
 from pyvhdx._core.opening import header_copies, lies_well, log_span
 from pyvhdx._core.repairs.bitmaps import plan_bitmaps
 from pyvhdx._core.repairs.blocks import BlockPlan, fixed_size
+from pyvhdx._core.repairs.cut_file import is_payload_alone
 from pyvhdx._core.repairs.locator import plan_locator
 from pyvhdx._core.repairs.mender import Mender, end_of
 from pyvhdx._core.repairs.metadata import MetadataPlan, Traces
@@ -30,6 +31,7 @@ from pyvhdx.format.header import Header, is_valid_header
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pyvhdx._core.log_reader import Replay
     from pyvhdx._core.metadata import Metadata
     from pyvhdx._core.regions import Span
     from pyvhdx._core.repairs.locator import KnownParent
@@ -157,18 +159,26 @@ class FileRepair:
         except ImageError as error:
             if error.code not in ("LOG-NO-SEQUENCE", "LOG-FILE-TRUNCATED"):
                 return False
-            possible = ("extend", "drop") if error.code == "LOG-FILE-TRUNCATED" else ("drop",)
-            choice = self._plan.choose(error.code, error.offset, possible if self._can_grow else ("drop",))
+            longer = (
+                self._replay_of_a_longer_file(ring, header) if error.code == "LOG-FILE-TRUNCATED" else None
+            )
+            possible = ("drop",) if longer is None else ("extend", "drop")
+            choice = self._plan.choose(error.code, error.offset, possible)
             if choice is None:
                 return False
             self._plan.is_visible = True
             self.is_halfway = True
-            if choice == "drop":
+            if choice == "extend" and longer is not None:
+                # The blocks that lost something are named later.
+                self.cut_at = storage.size()
+                mender.replay(longer)
+                self._plan.note(
+                    error.code, error.offset, "the file got its length back, and the log was replayed"
+                )
+            else:
                 self._plan.lose(error.code, None, 0, "what stood in the log and nowhere else")
                 self._plan.note(error.code, error.offset, "the log was given up")
                 mender.begin(visible=True)
-            else:
-                self._extend_and_replay(mender, ring, error)
             return False
         if replay.entries:
             mender.replay(replay)
@@ -176,19 +186,17 @@ class FileRepair:
             mender.begin(visible=False)
         return True
 
-    def _extend_and_replay(self, mender: Mender, ring: Ring, error: ImageError) -> None:
-        """Give a cut file its length back and replay the log; the blocks that lost something are named later."""
-        guid, cut_at = mender.header.log_guid, self._storage.size()
+    def _replay_of_a_longer_file(self, ring: Ring, header: Header) -> Replay | None:
+        """Return what the log does to a cut file that got its length back; None where that would make things up."""
+        if not self._can_grow:
+            return None
         try:
             # As if it were as long as anything can ask for, to learn how long it was; then as it will be.
-            flushed = read_log(ring, guid, c.MAX_FILE_SIZE).entries[-1].header.flushed_file_offset
-            replay = read_log(ring, guid, flushed)
+            flushed = read_log(ring, header.log_guid, c.MAX_FILE_SIZE).entries[-1].header.flushed_file_offset
+            replay = read_log(ring, header.log_guid, flushed)
         except ImageError:
-            self.is_halfway = False
-            return
-        mender.replay(replay)
-        self.cut_at = cut_at
-        self._plan.note(error.code, error.offset, "the file got its length back, and the log was replayed")
+            return None
+        return replay if is_payload_alone(self._storage, header, replay) else None
 
     # -- behind the log -----------------------------------------------------------------------
 
