@@ -686,7 +686,7 @@ _add("BITMAP-UNUSED", "note", _child(blocks={1: Block(FULL)}))
 
 # -- space ------------------------------------------------------------------------------------
 
-_add("SPACE-DATA", "warning", _bat({0: 0, 2: 0}), also=("SPACE-SLACK",), deep=True)
+_add("SPACE-DATA", "warning", _bat({0: 0, 2: 0}), also=("SPACE-SLACK",))
 _add("SPACE-UNOWNED", "note", disk(shuffle=1))
 _add("SPACE-SLACK", "note", _cut(disk(), 9 * MIB))
 _add("SPACE-ANCHORS", "note", _cut(_bat({3: 6 * MIB | UNMAPPED}), 7 * MIB))

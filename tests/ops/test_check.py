@@ -593,12 +593,12 @@ class TestWhatIsLost:
             assert main(command) == 1
             assert capsys.readouterr().err.endswith("; pyvhdx check says what else is wrong\n")
 
-    def test_a_zeroed_bat_is_seen_by_a_deep_check_only(self, tmp_path: Path) -> None:
+    def test_a_zeroed_bat_is_seen_by_what_it_leaves(self, tmp_path: Path) -> None:
         path = disk().write(tmp_path / "disk.vhdx").path
         with path.open("r+b") as file:
             file.seek(BAT_AT)
             file.write(bytes(4096))
-        assert pyvhdx.check(path).counts == {"SPACE-SLACK": 1}
+        assert pyvhdx.check(path).counts == {"SPACE-SLACK": 1, "SPACE-DATA": 1}
         seen: list[tuple[int, int]] = []
         report = pyvhdx.check(path, deep=True, progress=lambda done, total: seen.append((done, total)))
         assert report.counts == {"SPACE-SLACK": 1, "SPACE-DATA": 1}
@@ -607,7 +607,13 @@ class TestWhatIsLost:
         assert seen[-1][0] == seen[-1][1]
         with path.open("r+b") as file:
             file.truncate(4 * MIB)
-            file.truncate(6 * MIB)  # zeros now
+            file.seek(4 * MIB)
+            file.write(bytes(65 * MIB))  # zeros now, as far as a glance goes
+            file.write(b"x")
+            file.truncate(70 * MIB)
+        assert pyvhdx.check(path).counts == {"SPACE-SLACK": 1}
+        assert pyvhdx.check(path, deep=True).counts == {"SPACE-SLACK": 1, "SPACE-DATA": 1}
+        os.truncate(path, 69 * MIB)
         assert pyvhdx.check(path, deep=True).counts == {"SPACE-SLACK": 1}
 
     def test_a_writer_that_was_killed_leaves_a_pending_log_and_nothing_else(self, tmp_path: Path) -> None:

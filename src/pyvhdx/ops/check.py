@@ -212,7 +212,7 @@ class _Members:
         if self._deep:
             self._meter.expect(usage.allocated * table.geometry.block_size)
             check_payload(table, collector, self._meter.advance)
-        if not usage.allocated:
+        if not usage.allocated and table.held >= table.needed:
             limit = table.file_size if self._deep else _GLANCE
             self._meter.expect(min(limit, max(0, table.file_size - (usage.space.used() << 20))))
             check_unowned(table, usage.space, collector, self._meter.advance, limit=limit)

@@ -191,7 +191,7 @@ def _forgotten(storage: Storage) -> list[Finding]:
         known = survey(storage)
         table, collector = table_of(known), Collector()
         usage = check_file(known, Collector(), lambda _: None)
-        if table is not None and usage is not None and not usage.allocated:
+        if table is not None and usage is not None and not usage.allocated and table.held >= table.needed:
             check_unowned(table, usage.space, collector, lambda _: None, limit=table.file_size)
         return collector.kept
     return []

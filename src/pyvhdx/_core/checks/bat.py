@@ -157,7 +157,7 @@ class BatCheck:
         if not number:
             return
         lanes = self._lanes(count)
-        units = integers("Q", (number >> 20 & lanes.unit).to_bytes(8 * count, "little"))
+        units = self._units(number, count)
         low_bits = number & lanes.low
         if low_bits == lanes.full:
             self._full += count
@@ -165,8 +165,12 @@ class BatCheck:
             return
         states = raw[::8].translate(_STATE_OF)
         if low_bits & lanes.reserved:
-            self._reserved(block, integers("Q", low_bits.to_bytes(8 * count, "little")))
+            self._reserved(block, integers("Q", (low_bits & lanes.reserved).to_bytes(8 * count, "little")))
         self._states(block, states, units)
+
+    def _units(self, number: int, count: int) -> array[int]:
+        """Return the places of a run of *count* entries, taken as one number, in MiB."""
+        return integers("Q", (number >> 20 & self._lanes(count).unit).to_bytes(8 * count, "little"))
 
     def _lanes(self, count: int) -> _Lanes:
         if count not in self._masks:
@@ -179,31 +183,22 @@ class BatCheck:
             )
         return self._masks[count]
 
-    def _reserved(self, block: int, lows: array[int]) -> None:
-        numbers = [number for number, low in enumerate(lows) if low & c.RESERVED_MASK]
+    def _reserved(self, block: int, bits: array[int]) -> None:
+        if not self._collector.wants("BAT-RESERVED"):
+            self._collector.skip("BAT-RESERVED", WARNING, len(bits) - bits.count(0))
+            return
+        numbers = [number for number, one in enumerate(bits) if one]
         self._report("BAT-RESERVED", block, numbers, "reserved bits are set", WARNING, repairable=True)
 
     def _states(self, block: int, states: bytes, units: array[int]) -> None:
         """Judge blocks by their states, of which not all are FULLY_PRESENT."""
         self._full += states.count(_FULL)
-        if not self._differencing and _PARTIAL in states:
-            numbers = _where(states, (_PARTIAL,))
-            self.partial_without_parent += len(numbers)
+        if not self._differencing:
+            self.partial_without_parent += states.count(_PARTIAL)
             message = "its state PARTIALLY_PRESENT belongs in differencing files only"
-            self._report("BAT-STATE", block, numbers, message, CORRUPT, repairable=False)
+            self._bad_states(block, states, units, _PARTIAL, message)
         for state in _RESERVED:
-            if state in states:
-                message = f"its state {state} is reserved"
-                numbers = _where(states, (state,))
-                drafts: list[int] = []
-                if state == _DRAFT_UNMAPPED and self._collector.wants("BAT-STATE"):
-                    # A draft of the format had 5 for UNMAPPED; but at a place in the file there may be content.
-                    drafts = [
-                        number for number in numbers if not self._has_place(block + number, units[number])
-                    ]
-                    numbers = sorted({*numbers} - {*drafts})
-                self._report("BAT-STATE", block, numbers, message, CORRUPT, repairable=False)
-                self._report("BAT-STATE", block, drafts, message, CORRUPT, repairable=True)
+            self._bad_states(block, states, units, state, f"its state {state} is reserved")
         if self._differencing and _PARTIAL in states:
             self._partial += [block + number for number in _where(states, (_PARTIAL,))]
         stored = _where(states, _STORED)
@@ -213,6 +208,19 @@ class BatCheck:
             stale = [number for number in _where(states, _OF_NOBODY) if units[number]]
             self._report("BAT-STALE-OFFSET", block, stale, "it is absent, and has an offset", WARNING)
             self._has_anchors |= any(units[number] for number in _where(states, _KEEPING))
+
+    def _bad_states(self, block: int, states: bytes, units: array[int], state: int, message: str) -> None:
+        if not self._collector.wants("BAT-STATE"):
+            self._collector.skip("BAT-STATE", CORRUPT, states.count(state))
+            return
+        numbers = _where(states, (state,)) if state in states else []
+        drafts: list[int] = []
+        if state == _DRAFT_UNMAPPED:
+            # A draft of the format had 5 for UNMAPPED; but at a place in the file there may be content.
+            drafts = [number for number in numbers if not self._has_place(block + number, units[number])]
+            numbers = sorted({*numbers} - {*drafts})
+        self._report("BAT-STATE", block, numbers, message, CORRUPT, repairable=False)
+        self._report("BAT-STATE", block, drafts, message, CORRUPT, repairable=True)
 
     def _has_place(self, block: int, unit: int) -> bool:
         return 0 < unit << 20 <= self._table.file_size - self._geometry.used_length(block)
@@ -403,29 +411,28 @@ class BatCheck:
     def _check_anchors(self) -> None:
         """Enter what blocks without content, or with a reserved state, keep."""
         size = self._geometry.block_size
-        last = (self._table.file_size - size) // c.ALIGNMENT
+        last, end = self._last_unit, self._map.units
         for first, index, part in self._table.entries():
             if index is not None:
                 continue
-            states = little_endian(part)[::8].translate(_STATE_OF)
-            for number in _where(states, _RESERVED):
-                self._map.claim(unit_of(part[number]), self._count)
-            numbers = [number for number in _where(states, _ANCHORS) if part[number] >= c.ALIGNMENT]
-            outside = [number for number in numbers if unit_of(part[number]) > last]
-            self._report(
-                "BAT-RANGE",
-                first,
-                outside,
-                f"it keeps space behind the end of the file at {self._table.file_size:#x}",
-                WARNING,
-                repairable=True,
-            )
-            if outside:
-                numbers = [number for number in numbers if unit_of(part[number]) <= last]
-            units = [unit_of(part[number]) for number in numbers]
+            raw = little_endian(part)
+            states = raw[::8].translate(_STATE_OF)
+            places = self._units(int.from_bytes(raw, "little"), len(part))
+            for unit in {unit for unit in compress(places, _select(states, _RESERVED)) if unit < end}:
+                self._map.claim(unit, self._count)
+            kept = [number for number in _where(states, _ANCHORS) if places[number]]
+            numbers = [number for number in kept if places[number] <= last]
+            if len(numbers) < len(kept):
+                self._report_outside(first, kept, places, last)
+            units = [places[number] for number in numbers]
             clashes = self._map.claim_all(units, self._count)
             self._anchored += (len(units) - len(clashes)) * size
             self._add_clashes(first, numbers, units, clashes, are_anchors=True)
+
+    def _report_outside(self, block: int, kept: list[int], places: array[int], last: int) -> None:
+        outside = [number for number in kept if places[number] > last]
+        message = f"it keeps space behind the end of the file at {self._table.file_size:#x}"
+        self._report("BAT-RANGE", block, outside, message, WARNING, repairable=True)
 
     def _usage(self) -> Usage:
         table, used, end = self._table, self._map.used(), self._map.end()
@@ -499,9 +506,14 @@ def _ranges(runs: list[tuple[int, int]]) -> str:
     return f"{named}, and more" if len(runs) > _SHOWN else named
 
 
-def _where(states: bytes, wanted: tuple[int, ...]) -> list[int]:
-    """Return the numbers of the blocks that have one of some states."""
+def _select(states: bytes, wanted: tuple[int, ...]) -> bytes:
+    """Return a 1 for each block that has one of some states, and a 0 for each other."""
     table = _SELECT.get(wanted)
     if table is None:
         table = _SELECT[wanted] = bytes(byte in wanted for byte in range(256))
-    return list(compress(range(len(states)), states.translate(table)))
+    return states.translate(table)
+
+
+def _where(states: bytes, wanted: tuple[int, ...]) -> list[int]:
+    """Return the numbers of the blocks that have one of some states."""
+    return list(compress(range(len(states)), _select(states, wanted)))
