@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -36,6 +37,7 @@ from tests.corpus.handmade import (
     Image,
     guid,
 )
+from tests.fuzz.oracle import limited
 
 HEADERS = ((0x10000, 4096), (0x20000, 4096))
 TABLES = ((0x30000, 65536), (0x40000, 65536))
@@ -621,9 +623,8 @@ class TestLogs:
             file.seek(0, os.SEEK_END)
             for _ in range(16):
                 file.write((b"loge" + bytes(12) + os.urandom(4080)) * 256)
-        begun = time.monotonic()
-        pyvhdx.open(image.path, salvage=True).close()
-        assert time.monotonic() - begun < 5
+        with limited():
+            pyvhdx.open(image.path, salvage=True).close()
 
 
 def refused(how: dict[str, Any]) -> Callable[[Path], Any]:
@@ -723,9 +724,8 @@ class TestLimits:
             os.truncate(image.path, 15 << 40)
         except OSError:
             pytest.skip("no file of this size here")
-        start = time.monotonic()
-        assert salvaged(image.path)[1] == image.expected(0, image.size)
-        assert time.monotonic() - start < 5
+        with limited():
+            assert salvaged(image.path)[1] == image.expected(0, image.size)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("pattern", [b"\xff" * 8, struct.pack("<Q", 4), struct.pack("<Q", 63 * MIB | 6)])
@@ -739,13 +739,12 @@ class TestLimits:
             file.truncate(64 * MIB)
         for damage in ((), TABLES, METADATA, FIRST_MIB):
             wipe(image.path, damage)
-            start = time.monotonic()
-            try:
-                with pyvhdx.open(image.path, salvage=True) as opened:
-                    next(opened.extents())
-            except pyvhdx.ImageError:
-                pass
-            assert time.monotonic() - start < 5
+            with (
+                limited(),
+                contextlib.suppress(pyvhdx.ImageError),
+                pyvhdx.open(image.path, salvage=True) as opened,
+            ):
+                next(opened.extents())
 
 
 @pytest.mark.images

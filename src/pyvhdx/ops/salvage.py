@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,7 @@ class SalvageReport:
     steps of 64 KiB.  `unreadable` are the lost ranges, in order, neighbours with one code joined; after
     100,000 of them the rest is only counted, in `unlisted` bytes.  `guessed` says by parameter what was
     taken for what the file does not tell, and why; `warnings` what was found wrong, in this file and
-    then in its parents.  `target` and `target_format` are None after a dry run without one.
+    then in its parents, whose names stand in the `structure`.  `target` and `target_format` are None after a dry run without one.
     """
 
     source: str
@@ -162,7 +162,12 @@ def salvage(
             _, data = write_target(
                 wreck, source, target, target_format, make, overwrite=overwrite, sync=sync, progress=progress
             )
-        warnings = [finding for member in image.chain for finding in member.warnings]
+        warnings = list(image.warnings)
+        for member in image.chain[1:]:
+            warnings += [
+                replace(finding, structure=f"{finding.structure} of {member.name}")
+                for finding in member.warnings
+            ]
         if wreck.shared:
             warnings.append(wreck.sharing())
         if not wreck.has_stored:
