@@ -159,7 +159,7 @@ CHOSEN: list[tuple[str, dict[Any, str], set[str], bool]] = [
         {"BITMAP-ENTRY", "PARENT-NOT-FOUND"},
         False,
     ),
-    ("REGION-COPIES-unlike", {"REGION-COPIES": "first"}, set(), False),
+    ("REGION-COPIES-unlike", {"REGION-COPIES": "first"}, set(), True),
     ("BAT-OVERLAP-log", {"BAT-OVERLAP": "copy"}, set(), False),
     (
         "LOCATOR-LEFTOVER-child",
