@@ -15,12 +15,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.fuzz import oracle
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # Who starts the suite in the background of a script lets it ignore Ctrl-C, and all the commands that it tests.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Fuzzing holds to what is promised; the suite runs beside other work, on slow machines too, and is to find what
+# takes for ever.
+oracle.SECONDS *= 6
 
 # In CI a missing peer or image is a failure; elsewhere it is a visible skip.
 STRICT = os.environ.get("PYVHDX_TEST_STRICT") == "1"
