@@ -281,18 +281,18 @@ class Session:
         Return where data ends that belonged to nothing when the file was opened; 0 if there is none.
 
         They may be all that is left of blocks that the BAT has lost, and nobody but us would take them away.
+        What cannot be read may be such, and a close does not fail for it.
         """
-        raw = self.file.raw
-        runs = deque(data_runs(raw.next_data, self._used_at_open, self._size_at_open), maxlen=_MAX_RUNS)
-        for start, stop in reversed(runs):
-            for end in range(stop, start, -_PIECE):
-                size = min(_PIECE, end - start)
-                try:
-                    is_zero = raw.read_at(size, end - size) == _ZEROS[:size]
-                except OSError:  # who knows
-                    is_zero = False
-                if not is_zero:
-                    return round_up(end, ALIGNMENT)
+        raw, end = self.file.raw, self._size_at_open
+        try:
+            runs = deque(data_runs(raw.next_data, self._used_at_open, end), maxlen=_MAX_RUNS)
+            for start, stop in reversed(runs):
+                for end in range(stop, start, -_PIECE):
+                    size = min(_PIECE, end - start)
+                    if raw.read_at(size, end - size) != _ZEROS[:size]:
+                        return round_up(end, ALIGNMENT)
+        except OSError:
+            return round_up(end, ALIGNMENT)
         return runs[0][0] if len(runs) == _MAX_RUNS else 0
 
     # -- sessions and commits -----------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 
 import pyvhdx
 from pyvhdx import cli
-from pyvhdx.storage import Rehearsal
+from pyvhdx.storage import LocalFile, Rehearsal
 from tests.corpus.broken import child, disk, parent
 from tests.corpus.handmade import BAT_AT, FULL, MIB, Block
 
@@ -60,22 +60,21 @@ class TestALostBat:
             image.trim(0, MIB)
         assert path.stat().st_size == size + 4 * MIB
 
+    @pytest.mark.parametrize("method", ["read_at", "next_data"])
     def test_a_place_that_cannot_be_read_is_not_cut_off(
-        self, without_bat: Path, monkeypatch: pytest.MonkeyPatch
+        self, method: str, without_bat: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from pyvhdx.storage import LocalFile  # noqa: PLC0415
-
         size = without_bat.stat().st_size
         image = pyvhdx.open(without_bat, "r+")
         image.pwrite(b"x", 7 * MIB)
-        read = LocalFile.read_at
+        right = getattr(LocalFile, method)
 
-        def bad(self: LocalFile, size: int, offset: int) -> bytes:
-            if offset >= 5 * MIB:
+        def bad(self: LocalFile, *arguments: int) -> object:
+            if arguments[-1] >= 5 * MIB:  # the offset
                 raise OSError(errno.EIO, "bad")
-            return read(self, size, offset)
+            return right(self, *arguments)
 
-        monkeypatch.setattr(LocalFile, "read_at", bad)
+        monkeypatch.setattr(LocalFile, method, bad)
         image.close()
         assert without_bat.stat().st_size == size
 

@@ -35,9 +35,8 @@ class Owners:
         self.partial: set[int] = set()
         self.last = -1
         self._last_without_place = -1
-        self._behind: deque[int] = deque(
-            maxlen=2
-        )  # of those behind the end of the file; one may be a bitmap's
+        # The last ones behind the end of the file, two because one may be a bitmap's.
+        self._behind: deque[int] = deque(maxlen=2)
 
     def add(self, first: int, entries: Sequence[int], file_size: int) -> None:
         """Take note of the entries from index *first* on; those that no block may have are left out."""
