@@ -335,8 +335,8 @@ class _Work:
         ):
             return ""
         if finding.code == "BAT-PADDING":  # one of them may be a block's, and then all may be
-            before = [one for one in self._after.findings if self._plan.offers.get((one.code, one.offset))]
-            before = [one for one in before if one.code == finding.code]
+            asked = (one for one in self._after.findings if (one.code, one.offset) in self._plan.offers)
+            before = [one for one in asked if one.code == finding.code]
         else:
             before = self._undecided or [one for one in self._after.findings if _stops_everything(one)]
         if not before or finding in before:
